@@ -1,0 +1,42 @@
+# Everything lives in .venv; nothing is installed outside it. `make ablation` and `make test` are the two commands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Spinning OpenMP threads make small models crawl on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup ablation test check chaos bench docs clean
+
+setup: $(READY)
+
+# pip runs again only when what it would install has changed.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+ablation: $(READY)
+	$(BIN)/python pipelines/ablation.py iddpm-objectives --preset tiny $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/pytest $(ARGS)
+
+# Kills, outages and damage, over small real runs: minutes, not part of `make test`.
+chaos: $(READY)
+	$(BIN)/pytest -m chaos tests/chaos $(ARGS)
+
+bench: $(READY)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+docs: $(READY)
+	$(BIN)/pdoc --output-directory build/docs orchestrator diffusion pipelines
+
+clean:
+	rm -rf $(VENV) artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

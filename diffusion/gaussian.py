@@ -1,0 +1,140 @@
+"""How does one step go forward, and back? q (Ho et al. 2020, section 2) and p with fixed or learned variance (IDDPM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from diffusion.schedule import NoiseSchedule, cosine, linear
+from diffusion.types import Images, Steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig:
+    """The process a network is trained for, and the loss it is trained with."""
+
+    num_timesteps: int = 4000
+    """T, the length of the chain."""
+    schedule: Literal["linear", "cosine"] = "cosine"
+    prediction: Literal["eps", "x_start", "x_prev"] = "eps"
+    """What the network's mean channels predict."""
+    variance: Literal["fixed_small", "fixed_large", "learned_range"] = "learned_range"
+    loss: Literal["simple", "vlb", "hybrid"] = "hybrid"
+    vlb_weight: float = 1e-3  # IDDPM eq. 16
+    """lambda of L_hybrid = L_simple + lambda L_vlb, with L_vlb in bits/dim."""
+    rescale_timesteps: bool = True
+    """Tell the network t * 1000 / T, as IDDPM does; ADM tells it t."""
+
+    def __post_init__(self) -> None:
+        if self.loss == "hybrid" and self.variance != "learned_range":
+            raise ValueError(
+                f"diffusion.loss='hybrid' learns the variance: set diffusion.variance='learned_range', "
+                f"not {self.variance!r}"
+            )
+        if self.loss == "simple" and self.variance == "learned_range":
+            raise ValueError(
+                "diffusion.loss='simple' gives a learned variance no gradient: set diffusion.variance='fixed_large' "
+                "or 'fixed_small', or diffusion.loss='hybrid'"
+            )
+        if self.vlb_weight <= 0:
+            raise ValueError(
+                f"diffusion.vlb_weight={self.vlb_weight}: must be more than 0; for no L_vlb use loss='simple'"
+            )
+        build_schedule(self)  # T and the schedule must go together
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has twice the image's channels."""
+        return self.variance == "learned_range"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """p(x_{t-1} | x_t): a diagonal Gaussian, and the x_start it comes from."""
+
+    mean: Images
+    log_variance: Tensor
+    pred_xstart: Images
+
+
+def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
+    """The schedule of a config. Raises ValueError when T is too short for it."""
+    make = {"linear": linear, "cosine": cosine}[config.schedule]
+    return make(config.num_timesteps, rescale_timesteps=config.rescale_timesteps)
+
+
+def q_sample(schedule: NoiseSchedule, *, x_start: Images, t: Steps, eps: Images) -> Images:
+    """Draw x_t ~ q(x_t | x_0) in closed form (Ho et al. 2020, eq. 4)."""
+    signal = schedule.gather(schedule.sqrt_alphas_cumprod, t, x_start)
+    noise = schedule.gather(schedule.sqrt_one_minus_alphas_cumprod, t, x_start)
+    return signal * x_start + noise * eps
+
+
+def q_posterior_mean(schedule: NoiseSchedule, *, x_start: Images, x_t: Images, t: Steps) -> Images:
+    """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
+    coef1 = schedule.gather(schedule.posterior_mean_coef1, t, x_t)
+    coef2 = schedule.gather(schedule.posterior_mean_coef2, t, x_t)
+    return coef1 * x_start + coef2 * x_t
+
+
+def predict_xstart_from_eps(schedule: NoiseSchedule, *, x_t: Images, t: Steps, eps: Images) -> Images:
+    """The x_0 that this eps would have turned into x_t (eq. 4, solved for x_0)."""
+    recip = schedule.gather(schedule.sqrt_recip_alphas_cumprod, t, x_t)
+    recipm1 = schedule.gather(schedule.sqrt_recipm1_alphas_cumprod, t, x_t)
+    return recip * x_t - recipm1 * eps
+
+
+def predict_eps_from_xstart(schedule: NoiseSchedule, *, x_t: Images, t: Steps, pred_xstart: Images) -> Images:
+    """The eps that would have turned this x_0 into x_t (eq. 4, solved for eps)."""
+    recip = schedule.gather(schedule.sqrt_recip_alphas_cumprod, t, x_t)
+    recipm1 = schedule.gather(schedule.sqrt_recipm1_alphas_cumprod, t, x_t)
+    return (recip * x_t - pred_xstart) / recipm1
+
+
+def predict_xstart_from_xprev(schedule: NoiseSchedule, *, x_t: Images, t: Steps, x_prev: Images) -> Images:
+    """The x_0 whose posterior mean is x_prev (eq. 7, solved for x_0)."""
+    coef1 = schedule.gather(schedule.posterior_mean_coef1, t, x_t)
+    coef2 = schedule.gather(schedule.posterior_mean_coef2, t, x_t)
+    return x_prev / coef1 - coef2 / coef1 * x_t
+
+
+def p_mean_variance(
+    config: DiffusionConfig, schedule: NoiseSchedule, model_output: Tensor, *,
+    x_t: Images, t: Steps, clip_denoised: bool,
+) -> Prediction:  # fmt: skip
+    """p(x_{t-1} | x_t) from what the network said. Clipping bounds x_start to [-1, 1] before the mean is formed."""
+    mean_part, log_variance = split_output(config, schedule, model_output, x_t=x_t, t=t)
+    pred_xstart = _pred_xstart(config, schedule, mean_part, x_t, t)
+    if clip_denoised:
+        pred_xstart = pred_xstart.clamp(-1, 1)
+    if config.prediction == "x_prev":
+        return Prediction(mean_part, log_variance, pred_xstart)
+    return Prediction(q_posterior_mean(schedule, x_start=pred_xstart, x_t=x_t, t=t), log_variance, pred_xstart)
+
+
+def split_output(
+    config: DiffusionConfig, schedule: NoiseSchedule, model_output: Tensor, *, x_t: Images, t: Steps
+) -> tuple[Images, Tensor]:
+    """The mean channels, and the log variance that fixed tables or the variance channels v give.
+
+    learned_range (IDDPM eq. 15): log variance = f log beta_t + (1 - f) log posterior variance, f = (v + 1) / 2.
+    """
+    if config.variance == "fixed_large":
+        return model_output, schedule.gather(schedule.fixed_large_log_variance, t, x_t).expand_as(x_t)
+    if config.variance == "fixed_small":
+        return model_output, schedule.gather(schedule.posterior_log_variance_clipped, t, x_t).expand_as(x_t)
+    mean_part, v = model_output.chunk(2, dim=1)
+    fraction = (v + 1) / 2
+    largest = schedule.gather(schedule.log_betas, t, x_t)
+    smallest = schedule.gather(schedule.posterior_log_variance_clipped, t, x_t)
+    return mean_part, fraction * largest + (1 - fraction) * smallest
+
+
+def _pred_xstart(config: DiffusionConfig, schedule: NoiseSchedule, mean_part: Images, x_t: Images, t: Steps) -> Images:
+    if config.prediction == "x_start":
+        return mean_part
+    if config.prediction == "x_prev":
+        return predict_xstart_from_xprev(schedule, x_t=x_t, t=t, x_prev=mean_part)
+    return predict_xstart_from_eps(schedule, x_t=x_t, t=t, eps=mean_part)

@@ -1,0 +1,68 @@
+"""What is a network trained to make small? L_simple, L_vlb or L_hybrid, one number an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian import DiffusionConfig, p_mean_variance, q_posterior_mean, q_sample
+from diffusion.likelihood import discretized_gaussian_log_likelihood, gaussian_kl, nats_to_bpd
+from diffusion.schedule import NoiseSchedule
+from diffusion.types import Images, Model, PerExample, Steps
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of one example's loss at its t."""
+
+    simple: PerExample  # mean squared error of what the network predicts (Ho et al. 2020, eq. 14)
+    vlb: PerExample | None  # L_t of L_vlb in bits/dim; None when it is not part of the loss
+    objective: PerExample  # what is minimised
+
+
+def diffusion_losses(
+    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, t: Steps, eps: Images
+) -> LossTerms:
+    """The loss at step t of each example (IDDPM eq. 16 for L_hybrid).
+
+    For t uniform, the mean of T * vlb is L_vlb without its prior. So L_vlb is estimated by T * vlb, and L_hybrid by
+    simple + vlb_weight * T * vlb, whose vlb sees the mean channels detached: they learn from L_simple alone.
+    """
+    x_t = q_sample(schedule, x_start=x_start, t=t, eps=eps)
+    output = model(x_t, schedule.model_t(t))
+    mean_part = output.chunk(2, dim=1)[0] if config.learns_variance else output
+    target = _target(config, schedule, x_start=x_start, x_t=x_t, t=t, eps=eps)
+    simple = ((target - mean_part) ** 2).flatten(1).mean(dim=1)
+    if config.loss == "simple":
+        return LossTerms(simple, None, simple)
+    if config.loss == "vlb":
+        vlb = vlb_term(config, schedule, output, x_start=x_start, x_t=x_t, t=t, clip_denoised=False)
+        return LossTerms(simple, vlb, schedule.num_timesteps * vlb)
+    frozen = torch.cat([mean_part.detach(), output.chunk(2, dim=1)[1]], dim=1)
+    vlb = vlb_term(config, schedule, frozen, x_start=x_start, x_t=x_t, t=t, clip_denoised=False)
+    return LossTerms(simple, vlb, simple + config.vlb_weight * schedule.num_timesteps * vlb)
+
+
+def vlb_term(
+    config: DiffusionConfig, schedule: NoiseSchedule, output: Tensor, *,
+    x_start: Images, x_t: Images, t: Steps, clip_denoised: bool,
+) -> PerExample:  # fmt: skip
+    """L_t in bits/dim: the KL to the true posterior for t > 0, the decoder's negative log likelihood at t = 0."""
+    p = p_mean_variance(config, schedule, output, x_t=x_t, t=t, clip_denoised=clip_denoised)
+    true_mean = q_posterior_mean(schedule, x_start=x_start, x_t=x_t, t=t)
+    true_log_variance = schedule.gather(schedule.posterior_log_variance_clipped, t, x_t)
+    kl = nats_to_bpd(gaussian_kl(true_mean, true_log_variance, p.mean, p.log_variance))
+    decoder = nats_to_bpd(-discretized_gaussian_log_likelihood(x_start, mean=p.mean, log_variance=p.log_variance))
+    return torch.where(t == 0, decoder, kl)
+
+
+def _target(
+    config: DiffusionConfig, schedule: NoiseSchedule, *, x_start: Images, x_t: Images, t: Steps, eps: Images
+) -> Images:
+    if config.prediction == "x_start":
+        return x_start
+    if config.prediction == "x_prev":
+        return q_posterior_mean(schedule, x_start=x_start, x_t=x_t, t=t)
+    return eps

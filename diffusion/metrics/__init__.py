@@ -1,0 +1,1 @@
+"""How good are the samples? Features of images, and distances between sets of them."""

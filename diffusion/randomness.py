@@ -1,0 +1,95 @@
+"""Where does randomness come from? A function of (seed, stream, step, index): Philox-4x32-10 (Salmon et al. 2011).
+
+Nothing is saved, nothing depends on how examples are batched or on which worker draws them, and every device gives
+the same bits, because the generator is integer arithmetic. Normals add float64 log, cos and sin, then a cast.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+# Streams: draws for different purposes never share a counter.
+TIMESTEP, TRAIN_NOISE, SAMPLE_INIT, SAMPLE_NOISE, NLL_NOISE, NLL_TIMESTEP, PILOT, DATA_ORDER = range(8)
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def random_uint32(
+    *, seed: int, stream: int, step: int, index: Int64[Tensor, "n"], count: int
+) -> Int64[Tensor, "n count"]:
+    """`count` draws in 0..2^32-1 for every index, on the index's device.
+
+    Raises ValueError for a seed outside 0..2^64-1, or a stream, step or index outside 0..2^32-1.
+    """
+    _check("seed", seed, 64)
+    _check("stream", stream, 32)
+    _check("step", step, 32)
+    blocks = -(-count // 4)
+    block = torch.arange(blocks, device=index.device)
+    counter = (
+        block.expand(len(index), blocks),
+        (index & _MASK)[:, None].expand(len(index), blocks),
+        torch.full((1, 1), step, device=index.device).expand(len(index), blocks),
+        torch.full((1, 1), stream, device=index.device).expand(len(index), blocks),
+    )
+    words = philox(counter, key=(seed & _MASK, seed >> 32))
+    return torch.stack(words, dim=-1).reshape(len(index), 4 * blocks)[:, :count]
+
+
+def uniform(*, seed: int, stream: int, step: int, index: Int64[Tensor, "n"], count: int) -> Float[Tensor, "n count"]:
+    """float64 in [0, 1), with 53 random bits."""
+    words = random_uint32(seed=seed, stream=stream, step=step, index=index, count=2 * count)
+    high, low = words[:, 0::2], words[:, 1::2]
+    return ((high >> 5) * 2.0**26 + (low >> 6)).to(torch.float64) * 2.0**-53
+
+
+def normal(
+    *, seed: int, stream: int, step: int, index: Int64[Tensor, "n"], shape: tuple[int, ...]
+) -> Float[Tensor, "n *shape"]:
+    """Standard normals as float32: one tensor of the given shape for every index (Box-Muller in float64)."""
+    count = math.prod(shape)
+    pairs = -(-count // 2)
+    words = random_uint32(seed=seed, stream=stream, step=step, index=index, count=2 * pairs).to(torch.float64)
+    # (word + 1/2) / 2^32 is never 0, so its logarithm is finite.
+    radius = torch.sqrt(-2.0 * torch.log((words[:, :pairs] + 0.5) * 2.0**-32))
+    angle = (2.0 * math.pi * 2.0**-32) * words[:, pairs:]
+    values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
+    return values.to(torch.float32).reshape(len(index), *shape)
+
+
+def permutation(seed: int, stream: int, epoch: int, n: int) -> Int64[Tensor, "n"]:
+    """A shuffled 0..n-1: the order that sorts keyed 64-bit draws, ties broken by index."""
+    words = random_uint32(seed=seed, stream=stream, step=epoch, index=torch.arange(n), count=2)
+    keys = (words[:, 0] - 2**31) * 2**32 + words[:, 1]
+    return torch.argsort(keys, stable=True)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], *, key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox-4x32-10 of counters given as four int64 tensors of 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 64-bit product; in two halves, because int64 holds only 63 bits of it."""
+    low = word * (multiplier & 0xFFFF)
+    high = word * (multiplier >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def _check(name: str, value: int, bits: int) -> None:
+    if not 0 <= value < 2**bits:
+        raise ValueError(f"{name}={value}: must be between 0 and 2^{bits}-1")

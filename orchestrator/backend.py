@@ -1,0 +1,64 @@
+"""Where does a step's work run? The protocol every backend follows, and the one that stays in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestrator.step import Resources
+
+OnResult = Callable[[int, Any], None]
+
+
+@dataclass(frozen=True)
+class SpmdContext:
+    """Who this worker is, among the workers that run the same function together."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: str  # "cpu" or "cuda:0": the one device this worker may use
+
+
+class Backend(Protocol):
+    """The two shapes of work there are: one program on many workers, and many items over a pool of workers."""
+
+    def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
+        """Run fn(context, payload) on resources.workers workers that form one process group; return rank 0's value.
+
+        A worker that dies is replaced and fn starts again on all of them, so fn resumes from its own checkpoints.
+        An exception that fn itself raises is not retried: it is raised here.
+        """
+
+    def map(
+        self, fn: Callable[[Any], Any], items: Sequence[Any], *, resources: Resources, on_result: OnResult | None = None
+    ) -> list[Any]:
+        """Run fn on every item, on up to resources.workers workers; return the values in the items' order.
+
+        fn must be a pure function of its item: an item whose worker died is run again elsewhere.
+        """
+
+
+class LocalBackend:
+    """Everything in this process, on one CPU worker: for single steps run by hand, and for tests without Ray."""
+
+    def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
+        """Run fn here as the only worker. Raises ValueError for more than one worker."""
+        if resources.workers != 1:
+            raise ValueError(
+                f"resources.workers={resources.workers}: the local backend runs exactly 1 worker; "
+                f"use the Ray backend for more"
+            )
+        return fn(SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu"), payload)
+
+    def map(
+        self, fn: Callable[[Any], Any], items: Sequence[Any], *, resources: Resources, on_result: OnResult | None = None
+    ) -> list[Any]:
+        """Run fn on the items one after the other."""
+        results = []
+        for index, item in enumerate(items):
+            results.append(fn(item))
+            if on_result is not None:
+                on_result(index, results[-1])
+        return results

@@ -1,0 +1,81 @@
+"""What does a person see while a study runs? One line for each cell at work, one for the study, with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.experiment import Experiment
+from orchestrator.progress import Cell, StepProgress, Watcher
+from orchestrator.step import Step
+
+LINES_SECONDS = 10.0
+
+
+class Display:
+    """Redraws its lines on a terminal; elsewhere (a job's log) prints them every ten seconds, and when a cell ends."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._live: Live | None = None
+        self._printed = 0.0
+        self._ended = 0
+        self._began = time.monotonic()
+
+    def begin(self, experiment: Experiment[Any], *, total: int, waiting: int) -> None:
+        """Say what is about to run."""
+        done = f", {total - waiting} done before" if waiting < total else ""
+        print(f"{experiment.name}: {waiting} of {total} cells to run{done}", file=self._stream, flush=True)
+
+    def __enter__(self) -> Display:
+        if self._stream.isatty():
+            self._live = Live(console=Console(file=self._stream), refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def show(self, watcher: Watcher) -> None:
+        """Show the state of the study, if it is time to."""
+        if self._live is not None:
+            self._live.update(Text("\n".join(self._lines(watcher))))
+            return
+        ended = sum(cell.is_done for cell in watcher.cells)
+        if ended > self._ended or time.monotonic() - self._printed >= LINES_SECONDS:
+            print("\n".join(self._lines(watcher)), file=self._stream, flush=True)
+            self._printed, self._ended = time.monotonic(), ended
+
+    def _lines(self, watcher: Watcher) -> list[str]:
+        running = watcher.running()
+        lines = [
+            cell_line(cell, step, said, watcher.step_seconds_left(cell, step, said)) for cell, step, said in running
+        ]
+        done = sum(cell.is_done for cell in watcher.cells)
+        left = watcher.seconds_left()
+        lines.append(
+            f"study: {done}/{len(watcher.cells)} cells done, {len(running)} at work, "
+            f"{duration(time.monotonic() - self._began)} so far, "
+            f"{'time left not known yet' if left is None else f'about {duration(left)} left'}"
+        )
+        return lines
+
+
+def cell_line(cell: Cell, step: Step, said: StepProgress, seconds_left: float | None) -> str:
+    """One cell at work, such as "  4K cosine hybrid · seed 0  train 12800/76800 img  loss 0.41  ETA 0:42"."""
+    facts = "  ".join(f"{key} {value}" for key, value in said.facts.items())
+    eta = "" if seconds_left is None else f"  ETA {duration(seconds_left)}"
+    return f"  {cell.trial.name:<34} {step.name:<8} {said.done:.0f}/{said.total:.0f} {said.unit}  {facts}{eta}"
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss without fractions."""
+    return str(timedelta(seconds=round(max(seconds, 0.0))))

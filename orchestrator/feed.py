@@ -1,0 +1,170 @@
+"""How does the tracker learn what happened? One sender reads the journals and records; the work never waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import fingerprint, flatten, to_dict
+from orchestrator.experiment import Experiment, Trial
+from orchestrator.journal import read_points
+from orchestrator.materialize import pending
+from orchestrator.provenance import provenance
+from orchestrator.step import Step, walk
+from orchestrator.store import ArtifactStore
+from orchestrator.table import ComparisonTable
+from orchestrator.tracker import StudyInfo, Tracker, TrackerUnavailable, TrialInfo
+
+SEND_SECONDS = 3.0
+
+
+class TrackerFeed:
+    """Sends a study to the tracker while it runs, in a thread of its own, and completes it at the end.
+
+    Everything it sends can be sent again without doubling, so what an outage held back goes out with the next call.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        experiment: Experiment[Any],
+        plans: Mapping[Trial, Mapping[str, Step]],
+        store: ArtifactStore,
+        attachments: Sequence[tuple[str, str]],
+    ) -> None:
+        self._tracker = tracker
+        self._experiment = experiment
+        self._plans = plans
+        self._store = store
+        self._attachments = attachments
+        self._opened: set[str] = set()
+        self._lines: dict[Path, int] = {}
+        self._complete: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
+        self._trouble: str | None = None
+
+    def __enter__(self) -> TrackerFeed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is not None:
+            self._attempt(self._interrupted)
+
+    def finish(self, table: ComparisonTable, files: Mapping[str, Path], failed: Mapping[str, str]) -> str | None:
+        """Send what is left and the table; returns why something could not be sent, or None."""
+        self._stop.set()
+        self._thread.join()
+
+        def complete() -> None:
+            self._send()
+            for trial in self._plans:
+                if trial.key in failed:
+                    self._finish_failed(trial, failed[trial.key])
+            self._tracker.finish_study(
+                status="failed" if table.any_failed else "finished",
+                table_records=table.records(),
+                files=files,
+                tags={"papertable.seeds": ",".join(map(str, self._experiment.seeds))},
+            )
+
+        self._attempt(complete)
+        return self._trouble
+
+    def _run(self) -> None:
+        while True:
+            self._attempt(self._send)
+            if self._stop.wait(SEND_SECONDS):
+                return
+
+    def _attempt(self, send: Any) -> None:
+        try:
+            send()
+            self._trouble = None
+        except TrackerUnavailable as error:
+            self._trouble = str(error)  # the journals keep it all; the next attempt, or the next call, sends it
+
+    def _send(self) -> None:
+        self._open()
+        for trial, steps in self._plans.items():
+            if trial.key in self._complete:
+                continue
+            done = not pending(steps.values(), self._store)
+            if done and self._tracker.is_complete(trial.key, self._digest(trial)):
+                self._complete.add(trial.key)
+                continue
+            self._send_points(trial, steps)
+            if done:
+                self._finish_done(trial, steps)
+
+    def _open(self) -> None:
+        experiment = self._experiment
+        if not self._opened:
+            self._tracker.open_study(
+                StudyInfo(
+                    name=experiment.name,
+                    key=experiment.key(),
+                    title=experiment.title,
+                    question=experiment.question,
+                    params=flatten(experiment.base),
+                    tags={f"papertable.{key}": str(value) for key, value in provenance().items()},
+                )
+            )
+        for trial in self._plans:
+            if trial.key not in self._opened:
+                self._tracker.open_trial(
+                    TrialInfo(
+                        key=trial.key,
+                        name=trial.name,
+                        variant=trial.variant,
+                        seed=trial.seed,
+                        params=flatten(trial.config),
+                        tags={},
+                    )
+                )
+                self._opened.add(trial.key)
+
+    def _send_points(self, trial: Trial, steps: Mapping[str, Step]) -> None:
+        for step in walk(steps.values()):
+            journal = self._store.path(step) / "journal.jsonl"
+            if not journal.is_file():
+                continue
+            points, following = read_points(journal, from_line=self._lines.get(journal, 0))
+            if points:
+                self._tracker.send_points(trial.key, points)
+            self._lines[journal] = following
+
+    def _finish_done(self, trial: Trial, steps: Mapping[str, Step]) -> None:
+        metrics: dict[str, float] = {}
+        notes: list[str] = []
+        for step in walk(steps.values()):
+            said = self._store.metrics(step)
+            metrics |= said.metrics
+            notes += said.notes
+        files = {file: self._store.path(steps[role]) / file for role, file in self._attachments}
+        self._tracker.finish_trial(
+            trial.key, status="finished", metrics=metrics, notes=notes, files=files, digest=self._digest(trial)
+        )
+        self._complete.add(trial.key)
+
+    def _finish_failed(self, trial: Trial, reason: str) -> None:
+        self._tracker.finish_trial(trial.key, status="failed", metrics={}, notes=[reason], files={}, digest="")
+
+    def _interrupted(self) -> None:
+        self._open()
+        for trial in self._plans:
+            if trial.key not in self._complete:
+                self._tracker.finish_trial(
+                    trial.key, status="interrupted", metrics={}, notes=["interrupted"], files={}, digest=""
+                )
+        self._tracker.finish_study(status="interrupted", table_records=[], files={}, tags={})
+
+    def _digest(self, trial: Trial) -> str:
+        steps = walk(self._plans[trial].values())
+        records = {step.key: self._store.record(step) for step in steps}
+        return fingerprint({key: to_dict(record) for key, record in records.items() if record is not None})

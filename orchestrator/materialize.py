@@ -1,0 +1,56 @@
+"""Which steps still have to run, and how is one run? Done already? Its inputs, its lease, the work, the record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from orchestrator.backend import Backend
+from orchestrator.errors import Interrupted, StepFailed
+from orchestrator.lease import hold
+from orchestrator.provenance import provenance
+from orchestrator.step import Resources, Step, StepContext
+from orchestrator.store import ArtifactStore
+
+
+def pending(steps: Iterable[Step], store: ArtifactStore) -> list[Step]:
+    """The steps without a record, and those they need that have none either, in the order they would run."""
+    needed: list[Step] = []
+
+    def visit(step: Step) -> None:
+        if store.is_done(step):
+            return  # what it was made from is no longer needed
+        for before in step.inputs.values():
+            visit(before)
+        needed.append(step)
+
+    for step in steps:
+        visit(step)
+    return _once(needed)
+
+
+def _once(steps: Iterable[Step]) -> list[Step]:
+    """Each step once, in the order given."""
+    return list({step.key: step for step in steps}.values())
+
+
+def materialize(steps: Iterable[Step], store: ArtifactStore, *, backend: Backend, resources: Resources) -> None:
+    """Run what has no record yet. Raises StepFailed for the first step that does, its directory kept as it is."""
+    for step in pending(steps, store):
+        with hold(store.root / ".leases" / f"{step.name}-{step.fingerprint}.lock", f"step {step.key}"):
+            if not store.is_done(step):  # somebody may have run it while we waited
+                _run(step, store, backend, resources)
+
+
+def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resources) -> None:
+    output = store.path(step)
+    output.mkdir(parents=True, exist_ok=True)
+    inputs = {role: store.path(before) for role, before in step.inputs.items()}
+    began = time.monotonic()
+    try:
+        step.run(step.config, StepContext(inputs=inputs, output=output, backend=backend, resources=resources))
+    except Interrupted:
+        raise
+    except Exception as error:
+        raise StepFailed(step.key, output, f"{type(error).__name__}: {error}") from error
+    store.commit(step, seconds=time.monotonic() - began, provenance=provenance())

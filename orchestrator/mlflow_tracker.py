@@ -1,0 +1,169 @@
+"""How does a study look in MLflow? A parent run with the table, a child run for every cell. The only mlflow import."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.journal import Point
+from orchestrator.tracker import Status, StudyInfo, TrackerUnavailable, TrialInfo
+
+KEY, DIGEST, ROLE = "papertable.key", "papertable.complete", "papertable.role"
+STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+BATCH = 1000  # most metrics MLflow takes in one call
+PARAMS_BATCH = 100
+TABLE_FILE = "comparison.json"
+
+
+class MlflowTracker:
+    """Writes one study to an MLflow server or database. Runs are found again by their key, never made twice."""
+
+    def __init__(self, tracking_uri: str, *, artifact_root: str | None) -> None:
+        # A server that is down is noticed in seconds; the journal keeps what it misses.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        for logger in ("mlflow", "alembic"):
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        self._uri = tracking_uri
+        self._artifact_root = artifact_root
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._study = ""
+        self._trials: dict[str, str] = {}
+        self._complete: dict[str, str] = {}
+
+    def open_study(self, study: StudyInfo) -> None:
+        """See Tracker."""
+        with self._answering() as client:
+            self._experiment = self._open_experiment(client, study.name)
+            tags = {
+                **study.tags,
+                "papertable.study": study.name,
+                MLFLOW_RUN_NOTE: f"{study.question}\n\n{study.title}",
+            }
+            self._study = self._open_run(client, study.key, "study", study.title, study.params, tags)
+
+    def open_trial(self, trial: TrialInfo) -> None:
+        """See Tracker."""
+        with self._answering() as client:
+            tags = {
+                **trial.tags,
+                MLFLOW_PARENT_RUN_ID: self._study,
+                "papertable.variant": trial.variant,
+                "papertable.seed": str(trial.seed),
+            }
+            # The same cell may stand in two studies: it is a child of each.
+            key = f"{self._study}/{trial.key}"
+            self._trials[trial.key] = self._open_run(client, key, "trial", trial.name, trial.params, tags)
+
+    def is_complete(self, trial_key: str, digest: str) -> bool:
+        """See Tracker."""
+        return self._complete.get(self._trials[trial_key]) == digest
+
+    def send_points(self, trial_key: str, points: Sequence[Point]) -> None:
+        """See Tracker."""
+        metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        with self._answering() as client:
+            for first in range(0, len(metrics), BATCH):
+                client.log_batch(self._trials[trial_key], metrics=metrics[first : first + BATCH])
+
+    def finish_trial(
+        self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
+        files: Mapping[str, Path], digest: str,
+    ) -> None:  # fmt: skip
+        """See Tracker."""
+        run_id = self._trials[trial_key]
+        with self._answering() as client:
+            began = client.get_run(run_id).info.start_time  # one time for all: sent again, a point is the same point
+            final = [Metric(key, value, began, 0) for key, value in metrics.items()]
+            tags = [RunTag(MLFLOW_RUN_NOTE, "\n".join(notes))] if notes else []
+            client.log_batch(run_id, metrics=final, tags=tags)
+            self._attach(client, run_id, files)
+            client.set_tag(run_id, DIGEST, digest)  # last: all before it has arrived
+            client.set_terminated(run_id, STATUS[status])
+            self._complete[run_id] = digest
+
+    def finish_study(
+        self, *, status: Status, table_records: list[dict[str, Any]], files: Mapping[str, Path], tags: Mapping[str, str]
+    ) -> None:
+        """See Tracker."""
+        with self._answering() as client:
+            if table_records:
+                headings = list(table_records[0])
+                rows = [[record[heading] for heading in headings] for record in table_records]
+                # The layout of MLflow's own tables; log_table would append to the table of the last call.
+                client.log_text(self._study, json.dumps({"columns": headings, "data": rows}), TABLE_FILE)
+                shown = json.dumps([{"path": TABLE_FILE, "type": "table"}])
+                client.set_tag(self._study, MLFLOW_LOGGED_ARTIFACTS, shown)
+            self._attach(client, self._study, files)
+            for key, value in tags.items():
+                client.set_tag(self._study, key, value)
+            client.set_terminated(self._study, STATUS[status])
+
+    def how_to_look(self) -> str:
+        """See Tracker."""
+        if urlsplit(self._uri).scheme in ("http", "https"):
+            return without_credentials(self._uri)
+        return f"mlflow ui --backend-store-uri {without_credentials(self._uri)} --host 127.0.0.1 --port 5000"
+
+    def _open_experiment(self, client: MlflowClient, name: str) -> str:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = None if self._artifact_root is None else Path(self._artifact_root).as_uri()
+            return client.create_experiment(name, artifact_location=location)
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _open_run(
+        self, client: MlflowClient, key: str, role: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> str:
+        found = client.search_runs([self._experiment], f"tags.`{KEY}` = '{key}' and tags.`{ROLE}` = '{role}'")
+        if found:
+            run = found[0]
+            self._complete[run.info.run_id] = run.data.tags.get(DIGEST, "")
+            if not run.data.tags.get(DIGEST):
+                client.update_run(run.info.run_id, status="RUNNING")
+            return run.info.run_id
+        run = client.create_run(self._experiment, run_name=name, tags={**tags, KEY: key, ROLE: role})
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        for first in range(0, len(entries), PARAMS_BATCH):
+            client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_BATCH])
+        return run.info.run_id
+
+    def _attach(self, client: MlflowClient, run_id: str, files: Mapping[str, Path]) -> None:
+        for name, file in files.items():
+            folder = str(Path(name).parent)
+            client.log_artifact(run_id, str(file), None if folder == "." else folder)
+
+    @contextmanager
+    def _answering(self) -> Iterator[MlflowClient]:
+        """The client; whatever it cannot do becomes TrackerUnavailable, without the credentials in its address."""
+        try:
+            if self._client is None:
+                self._client = MlflowClient(tracking_uri=self._uri)
+            yield self._client
+        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+            said = str(error).replace(self._uri, without_credentials(self._uri)).splitlines()
+            raise TrackerUnavailable(f"MLflow at {without_credentials(self._uri)}: {said[0][:300]}") from error
+
+
+def without_credentials(uri: str) -> str:
+    """The address with its user and password replaced by ***."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))

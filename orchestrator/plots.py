@@ -1,0 +1,112 @@
+"""What does the table look like as a picture? Two metrics against each other, and the curves of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from orchestrator.table import ComparisonTable, half_interval
+
+# Okabe and Ito's palette: distinguishable with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+DPI = 130
+SMOOTHED_OVER = 0.05  # of the curve's length
+
+
+def scatter(table: ComparisonTable, x: str, y: str, path: Path) -> None:
+    """One point a row: ours on the left with error bars, the paper's on the right with axes of its own."""
+    paper = _paper_points(table)
+    figure, axes = plt.subplots(1, 2 if paper else 1, figsize=(11, 4.6), squeeze=False)
+    ours = {variant: point for variant in table.experiment.variants if (point := _point(table, variant, x, y))}
+    experiment = table.experiment
+    _draw(axes[0][0], ours, "ours", experiment.column(x).label, experiment.column(y).label)
+    if paper:
+        labels = [column.label for column in experiment.paper_columns[:2]]
+        _draw(axes[0][1], paper, experiment.source, labels[0], labels[1])
+    figure.suptitle(experiment.title)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, path, bottom=0.24)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylabel: str, title: str) -> None:
+    """One curve a row over images seen: a running mean over the values as they were measured."""
+    figure, axes = plt.subplots(figsize=(11, 4.6))
+    for (label, points), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
+        steps, values = np.array(points, dtype=float).T
+        axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
+        axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=label)
+    if all(value > 0 for points in lines.values() for _, value in points):
+        axes.set_yscale("log")
+    axes.set_xlabel("images seen")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title)
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False, ncols=2)
+    _save(figure, path)
+
+
+Point = tuple[float, float, float, float]  # x, y, half widths of their error bars
+
+
+def _draw(axes: Axes, points: Mapping[str, Point], title: str, xlabel: str, ylabel: str) -> None:
+    for (label, (x, y, dx, dy)), colour in zip(points.items(), _cycle(len(points)), strict=True):
+        axes.errorbar(x, y, xerr=dx or None, yerr=dy or None, fmt="o", color=colour, label=label, capsize=3)
+    if len(points) > 1 and max(p[1] for p in points.values()) > 3 * min(p[1] for p in points.values()) > 0:
+        axes.set_yscale("log")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25, which="both")
+
+
+def _point(table: ComparisonTable, variant: str, x: str, y: str) -> Point | None:
+    across, up = table.measured(variant, x), table.measured(variant, y)
+    if across is None or up is None:
+        return None
+    values = [_centre(list(m.by_seed.values()), m.standard_error) for m in (across, up)]
+    return values[0][0], values[1][0], values[0][1], values[1][1]
+
+
+def _centre(values: list[float], standard_error: float | None) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return (mean, half_interval(values)) if len(values) > 1 else (mean, standard_error or 0.0)
+
+
+def _paper_points(table: ComparisonTable) -> dict[str, Point]:
+    keys = [column.key for column in table.experiment.paper_columns[:2]]
+    if len(keys) < 2:
+        return {}
+    paper = table.experiment.paper
+    rows = [variant for variant in table.experiment.variants if all(key in paper.get(variant, {}) for key in keys)]
+    return {variant: (paper[variant][keys[0]], paper[variant][keys[1]], 0.0, 0.0) for variant in rows}
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    width = max(1, int(len(values) * SMOOTHED_OVER))
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]
+
+
+def _save(figure: Any, path: Path, *, bottom: float | None = None) -> None:
+    figure.tight_layout()
+    if bottom is not None:
+        figure.subplots_adjust(bottom=bottom)
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=DPI, format="png")
+    plt.close(figure)
+    partial.replace(path)

@@ -1,0 +1,214 @@
+"""How does work run on Ray? One program on many workers is a Ray Train run; many items are a pool of Ray actors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train import WorkerGroupError as RayWorkerGroupError
+from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.backend import OnResult, SpmdContext
+from orchestrator.errors import PreflightError
+from orchestrator.step import Resources
+
+TRIAL_DRIVER = "trial_driver"
+"""Custom resource of the node on which trial drivers run: the head, which no spot notice takes away."""
+
+ENVIRONMENT = {
+    # Every synchronous call into Train's controller waits for its next poll: 2 s apart by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the older reporter can be silenced: the study shows its own progress
+    # Spinning OpenMP threads on a busy machine make a small training step 25-50 times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.data", "ray._private.worker")
+
+
+@contextmanager
+def ray_session(*, address: str | None, trial_drivers: int, verbose: bool = False) -> Iterator[None]:
+    """Ray for the time of the block: connected to `address`, else started here; left or shut down after.
+
+    Raises PreflightError when the named cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not verbose:
+        for logger in QUIET_LOGGERS:
+            logging.getLogger(logger).setLevel(logging.ERROR)
+    if address:
+        _connect(address, verbose=verbose)
+    else:
+        _start(trial_drivers, verbose=verbose)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster has now: CPU, GPU and custom resources."""
+    return dict(ray.cluster_resources())
+
+
+def head_resource() -> dict[str, float]:
+    """A sliver of the head node: where trial drivers run. A cluster without a trial_driver resource still has a head."""
+    if TRIAL_DRIVER in ray.cluster_resources():
+        return {TRIAL_DRIVER: 1.0}
+    return {"node:__internal_head__": 0.001}
+
+
+class RayBackend:
+    """spmd as a Ray Train run, map as a pool of actors. `storage` is where Ray keeps its own bookkeeping."""
+
+    def __init__(self, storage: Path, *, worker_losses_allowed: int = 8) -> None:
+        self._storage = storage
+        self._worker_losses_allowed = worker_losses_allowed
+
+    def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
+        """Run fn on a group of workers (gloo on CPUs, NCCL on GPUs); see Backend.spmd."""
+        losses = 0
+        while True:
+            try:
+                return self._trainer(fn, payload, name, resources).fit().return_value
+            except RayWorkerGroupError as error:
+                own = _raised_by_fn(error)
+                if own is not None:
+                    raise own from error
+                losses += 1
+                if losses > self._worker_losses_allowed:
+                    raise
+
+    def map(
+        self, fn: Callable[[Any], Any], items: Sequence[Any], *, resources: Resources, on_result: OnResult | None = None
+    ) -> list[Any]:
+        """Run fn over a pool of actors; see Backend.map."""
+        size = min(resources.workers, len(items))
+        actor = ray.remote(_MapActor).options(
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_worker,
+            max_restarts=-1,
+            max_task_retries=self._worker_losses_allowed,
+            # Outside the trial driver's own placement group, which holds no CPU.
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
+        )
+        actors = [actor.remote(fn) for _ in range(size)]
+        try:
+            return _drain(actors, items, on_result)
+        finally:
+            for handle in actors:
+                ray.kill(handle)
+
+    def _trainer(
+        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, name: str, resources: Resources
+    ) -> TorchTrainer:
+        per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+        if resources.gpus_per_worker:
+            per_worker["GPU"] = resources.gpus_per_worker
+        return TorchTrainer(
+            _on_worker,
+            train_loop_config={"fn": fn, "payload": payload},
+            scaling_config=ScalingConfig(
+                num_workers=resources.workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=per_worker,
+            ),
+            run_config=RunConfig(
+                name=name.replace("/", "-"),
+                storage_path=str(self._storage),
+                # A lost worker and an exception in fn look alike to Ray's own retries; spmd() tells them apart.
+                # The controller's limit counts minutes of waiting for workers that an autoscaler has yet to start.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=60),
+            ),
+        )
+
+
+class _MapActor:
+    def __init__(self, fn: Callable[[Any], Any]) -> None:
+        self._fn = fn
+
+    def run(self, item: Any) -> Any:
+        return self._fn(item)
+
+
+def _drain(actors: Sequence[Any], items: Sequence[Any], on_result: OnResult | None) -> list[Any]:
+    results: list[Any] = [None] * len(items)
+    waiting = iter(enumerate(items))
+    running: dict[Any, tuple[int, Any]] = {}
+
+    def feed(actor: Any) -> None:
+        if (following := next(waiting, None)) is not None:
+            index, item = following
+            running[actor.run.remote(item)] = (index, actor)
+
+    for actor in actors:
+        feed(actor)
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        index, actor = running.pop(ready)
+        results[index] = ray.get(ready)
+        if on_result is not None:
+            on_result(index, results[index])
+        feed(actor)
+    return results
+
+
+def _on_worker(config: dict[str, Any]) -> Any:
+    context = get_context()
+    spmd = SpmdContext(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        device=str(get_device()),
+    )
+    return config["fn"](spmd, config["payload"])
+
+
+def _raised_by_fn(error: RayWorkerGroupError) -> BaseException | None:
+    """The exception fn itself raised on the lowest rank that raised one; None when workers were lost instead."""
+    for _, failure in sorted(error.worker_failures.items()):
+        own = getattr(failure, "_base_exc", None)
+        if own is not None:
+            return own
+    return None
+
+
+def _start(trial_drivers: int, *, verbose: bool) -> None:
+    ray.init(
+        address="local",
+        resources={TRIAL_DRIVER: float(trial_drivers)},
+        include_dashboard=True,  # without it, stopping a nested trial early leaks its placement group (ray#54305)
+        dashboard_host="127.0.0.1",
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+    )
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file():
+        token.chmod(0o600)
+
+
+def _connect(address: str, *, verbose: bool) -> None:
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": ENVIRONMENT},
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PreflightError(
+            f"no Ray cluster answers at {address!r} ({error}). Start one (`ray start --head`, `ray up`), name another "
+            f"with --address or RAY_ADDRESS, or name none: Ray then starts by itself on this machine. A cluster with "
+            f"token authentication also needs RAY_AUTH_MODE=token here."
+        ) from error

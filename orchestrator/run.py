@@ -1,0 +1,238 @@
+"""How does an experiment become a table? Its trials are run, watched, tracked, and read back from the store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from orchestrator.backend import Backend, LocalBackend
+from orchestrator.display import Display
+from orchestrator.errors import Interrupted
+from orchestrator.experiment import Experiment, Trial
+from orchestrator.feed import TrackerFeed
+from orchestrator.journal import read_points
+from orchestrator.materialize import materialize, pending
+from orchestrator.plots import curves, scatter
+from orchestrator.progress import Watcher
+from orchestrator.step import Resources, Step, walk
+from orchestrator.store import ArtifactStore
+from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
+from orchestrator.tracker import Tracker
+
+WATCH_SECONDS = 0.5
+
+Plan = Callable[[Any], Mapping[str, Step]]
+
+
+class Launcher(Protocol):
+    """Runs trials side by side, from the time it is entered."""
+
+    concurrent: int
+    backend: Backend
+
+    def __enter__(self) -> Launcher: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def launch(self, trials: Sequence[Trial], run_trial: Callable[[Trial], None], *, name: str) -> dict[str, str]:
+        """Run every trial; returns trial.key -> reason for those that failed. One that fails does not stop others."""
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """Which of a trial's files and curves people look at."""
+
+    attachments: Sequence[tuple[str, str]] = ()
+    """(role of a step, file it leaves): shown in the tracker beside the trial's metrics."""
+    scatter: tuple[str, str] | None = None
+    """Two metrics plotted against each other, one point a row."""
+    curve: tuple[str, str, str] | None = None
+    """(role of a step, key in its journal, axis label): one curve a row."""
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Materializes a trial's steps, wherever the launcher calls it."""
+
+    plan: Plan
+    store: str
+    backend: Backend
+    resources: Resources
+
+    def __call__(self, trial: Trial) -> None:
+        steps = self.plan(trial.config).values()
+        materialize(steps, ArtifactStore(self.store), backend=self.backend, resources=self.resources)
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a study ended in."""
+
+    table: ComparisonTable
+    directory: Path
+    files: Mapping[str, Path]
+    trials_run: int
+    tracker_behind: str | None
+    """Why the tracker lacks something the store has; None when it has everything."""
+
+
+def run_experiment(
+    experiment: Experiment[Any], plan: Plan, *, store: ArtifactStore, tracker: Tracker, launcher: Launcher,
+    resources: Resources, presentation: Presentation, display: Display,
+) -> StudyOutcome:  # fmt: skip
+    """Run what has no record yet and return the whole table. Raises Interrupted on SIGINT and SIGTERM."""
+    plans = {trial: plan(trial.config) for trial in experiment.trials()}
+    store.check_writable()
+    prepare_sources(plans, store, resources)
+    waiting = [trial for trial, steps in plans.items() if pending(steps.values(), store)]
+    feed = TrackerFeed(tracker, experiment, plans, store, presentation.attachments)
+    failed: dict[str, str] = {}
+    with interruptible(), feed:
+        if waiting:
+            display.begin(experiment, total=len(plans), waiting=len(waiting))
+            failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display)
+        table = ComparisonTable(experiment, [_result(trial, plans[trial], store, failed, waiting) for trial in plans])
+        directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
+        files = write_table(table, directory, presentation, plans, store)
+        behind = feed.finish(table, files, failed)
+    return StudyOutcome(table, directory, files, len(waiting), behind)
+
+
+def prepare_sources(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, resources: Resources) -> None:
+    """Run the steps that read the user's data, here: what is wrong with it is said before any worker starts."""
+    sources = [step for steps in plans.values() for step in walk(steps.values()) if not step.inputs]
+    materialize(sources, store, backend=LocalBackend(), resources=resources)
+
+
+def write_table(
+    table: ComparisonTable, directory: Path, presentation: Presentation,
+    plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
+) -> dict[str, Path]:  # fmt: skip
+    """The table as markdown, CSV and pictures. Returns file name -> path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / "comparison.md", table.to_markdown())
+    _replace(directory / "comparison.csv", table.to_csv())
+    written = ["comparison.md", "comparison.csv"]
+    if presentation.scatter is not None:
+        x, y = presentation.scatter
+        scatter(table, x, y, directory / f"{x}-{y}.png")
+        written.append(f"{x}-{y}.png")
+    if presentation.curve is not None and (lines := training_curves(plans, store, presentation.curve)):
+        curves(lines, directory / "curves.png", ylabel=presentation.curve[2], title=table.experiment.title)
+        written.append("curves.png")
+    return {name: directory / name for name in written}
+
+
+def training_curves(
+    plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, curve: tuple[str, str, str]
+) -> dict[str, list[tuple[int, float]]]:
+    """The journaled values of one key, per row; the first seed that has any stands for its row."""
+    role, key, _ = curve
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for trial, steps in plans.items():
+        journal = store.path(steps[role]) / "journal.jsonl"
+        if trial.variant in lines or not journal.is_file():
+            continue
+        points, _ = read_points(journal)
+        values = [(point.step, point.value) for point in points if point.key == key]
+        if values:
+            lines[trial.variant] = values
+    return lines
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block, SIGINT and SIGTERM raise Interrupted in the main thread, once; a second one is not caught."""
+
+    def interrupt(signum: int, _: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _launch(
+    experiment: Experiment[Any], plan: Plan, plans: Mapping[Trial, Mapping[str, Step]], waiting: Sequence[Trial],
+    store: ArtifactStore, launcher: Launcher, resources: Resources, display: Display,
+) -> dict[str, str]:  # fmt: skip
+    with launcher, display:
+        runner = TrialRunner(plan, str(store.root), launcher.backend, resources)
+        work = Background(lambda: launcher.launch(waiting, runner, name=f"{experiment.name}-{experiment.key()}"))
+        steps = {trial: list(plans[trial].values()) for trial in plans}
+        watcher = Watcher(store, steps, concurrent=launcher.concurrent)
+        while not work.wait(WATCH_SECONDS):
+            watcher.look()
+            display.show(watcher)
+        return work.value()
+
+
+class Background:
+    """A call in a thread of its own, so that the main thread is free for signals."""
+
+    def __init__(self, call: Callable[[], dict[str, str]]) -> None:
+        self._value: dict[str, str] = {}
+        self._error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                self._value = call()
+            except BaseException as error:  # handed to the thread that asked, by value()
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="launcher", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the call has ended, after waiting for at most so long."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def value(self) -> dict[str, str]:
+        """What the call returned; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _result(
+    trial: Trial, steps: Mapping[str, Step], store: ArtifactStore, failed: Mapping[str, str], ran: Sequence[Trial]
+) -> TrialResult | FailedTrial:
+    if pending(steps.values(), store):
+        reason = failed.get(trial.key, "it did not finish, and did not say why")
+        return FailedTrial(variant=trial.variant, seed=trial.seed, reason=reason)
+    metrics: dict[str, float] = {}
+    protocol: dict[str, Mapping[str, Any]] = {}
+    notes: list[str] = []
+    seconds = 0.0
+    for step in walk(steps.values()):
+        said = store.metrics(step)
+        metrics |= said.metrics
+        protocol |= said.protocol
+        notes += said.notes
+        record = store.record(step)
+        seconds += record.seconds if record is not None else 0.0
+    return TrialResult(
+        variant=trial.variant, seed=trial.seed, metrics=metrics, protocol=protocol, notes=tuple(notes),
+        seconds=seconds, reused=trial not in ran,
+    )  # fmt: skip
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(file)

@@ -1,0 +1,140 @@
+"""What is a unit of work? A function on directories, known by what goes into it: name, version, config, inputs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config import fingerprint, to_dict
+from orchestrator.journal import Journal
+
+if TYPE_CHECKING:
+    from orchestrator.backend import Backend
+
+METRICS_FILE = "metrics.json"
+PROGRESS_FILE = "progress.json"
+JOURNAL_FILE = "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """Where and how a step runs. Never part of its identity: it must not change a number."""
+
+    workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints of a step that keeps them."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.cpus_per_worker < 1:
+            raise ValueError(f"workers={self.workers}, cpus_per_worker={self.cpus_per_worker}: both must be at least 1")
+        if self.gpus_per_worker < 0 or self.checkpoint_seconds <= 0:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker}, checkpoint_seconds={self.checkpoint_seconds}: "
+                f"GPUs must be 0 or more, the seconds more than 0"
+            )
+
+
+StepFunction = Callable[[Any, "StepContext"], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work. `version` is raised by hand when the meaning of its output changes; code is never hashed."""
+
+    name: str
+    version: int
+    config: Any
+    inputs: Mapping[str, Step]
+    run: StepFunction = field(compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the output, as JSON types."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "config": to_dict(self.config),
+            "inputs": {role: step.key for role, step in sorted(self.inputs.items())},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the identity's hash."""
+        return fingerprint(self.identity())
+
+    @property
+    def key(self) -> str:
+        """name/fingerprint: where the step's output lies in a store."""
+        return f"{self.name}/{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a step function is given: directories to read, one to write, and something to run work on."""
+
+    inputs: Mapping[str, Path]
+    output: Path
+    backend: Backend
+    resources: Resources
+
+    @property
+    def journal(self) -> Journal:
+        """The step's metrics over time."""
+        return Journal(self.output / JOURNAL_FILE)
+
+    def write_metrics(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        protocol: Mapping[str, Mapping[str, Any]] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Leave the step's final numbers: each with the protocol it was measured by, and notes for the reader."""
+        for key, value in metrics.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{key} came out as {value}: a table has no place for it; see the step's journal")
+        said = {"metrics": dict(metrics), "protocol": dict(protocol or {}), "notes": list(notes)}
+        _replace(self.output / METRICS_FILE, json.dumps(said, indent=1))
+
+    def progress(self, *, done: float, total: float, unit: str, **facts: object) -> None:
+        """Say how far the step is; see write_progress."""
+        write_progress(self.output, done=done, total=total, unit=unit, facts=facts)
+
+
+def write_progress(output: Path, *, done: float, total: float, unit: str, facts: Mapping[str, object]) -> None:
+    """Say how far a step is, for whoever watches its directory. Cheap: replaced whole, not fsynced."""
+    said = {"done": done, "total": total, "unit": unit, "facts": dict(facts), "time": time.time()}
+    _replace(output / PROGRESS_FILE, json.dumps(said))
+
+
+def walk(steps: Iterable[Step]) -> list[Step]:
+    """The steps and all they need, each once, inputs before what uses them."""
+    ordered: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        if step.key in ordered:
+            return
+        for needed in step.inputs.values():
+            visit(needed)
+        ordered[step.key] = step
+
+    for step in steps:
+        visit(step)
+    return list(ordered.values())
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(file)

@@ -1,0 +1,227 @@
+"""What did the study show? The paper's table with our numbers beside its own, as text, markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from scipy import stats
+
+from orchestrator.experiment import Column, Experiment
+from orchestrator.verdicts import Measured, Verdict, judge
+
+TEXT_WIDTH = 132
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A finished cell."""
+
+    variant: str
+    seed: int
+    metrics: Mapping[str, float]
+    protocol: Mapping[str, Mapping[str, Any]]
+    """Per metric: how it was measured. Rows are only compared when it is the same."""
+    notes: tuple[str, ...]
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A cell without a result, and why."""
+
+    variant: str
+    seed: int
+    reason: str
+
+
+class ComparisonTable:
+    """Rows in the study's order. Raises ValueError when a column's numbers were measured by different protocols."""
+
+    def __init__(self, experiment: Experiment[Any], results: Sequence[TrialResult | FailedTrial]) -> None:
+        self.experiment = experiment
+        self.results = [result for result in results if isinstance(result, TrialResult)]
+        self.failures = [result for result in results if isinstance(result, FailedTrial)]
+        self._check_protocols()
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether some cell has no result."""
+        return bool(self.failures)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """One for each of the paper's claims."""
+        variants = list(self.experiment.variants)
+        return [
+            judge(claim, self.experiment.column(claim.metric), {v: self.measured(v, claim.metric) for v in variants})
+            for claim in self.experiment.claims
+        ]
+
+    def measured(self, variant: str, metric: str) -> Measured | None:
+        """A row's values of a metric by seed, with its standard error at a single seed; None for a failed row."""
+        if any(failure.variant == variant for failure in self.failures):
+            return None
+        rows = [result for result in self.results if result.variant == variant]
+        error = self.experiment.column(metric).error
+        errors = [result.metrics[error] for result in rows] if error is not None else []
+        return Measured({result.seed: result.metrics[metric] for result in rows}, errors[0] if errors else None)
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        console = Console(file=io.StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None)
+        table = RichTable(title=self._title(), title_justify="left", title_style="")
+        for number, heading in enumerate(self._headings()):
+            table.add_column(heading, justify="left" if number == 0 else "right")
+        for row in self._rows():
+            table.add_row(*row)
+        console.print(table)
+        claims = RichTable(title="The paper's orderings", title_justify="left", title_style="")
+        for heading in ("claim", "metric", "our run", "difference"):
+            claims.add_column(heading)
+        for verdict in self.verdicts:
+            claims.add_row(verdict.text, verdict.metric, verdict.outcome, verdict.why)
+        if self.experiment.claims:
+            console.print(claims)
+        for note in self.footnotes():
+            console.print(note)
+        assert isinstance(console.file, io.StringIO)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    def to_markdown(self) -> str:
+        """For a README or a web page."""
+        lines = [f"### {self._title()}", "", *_markdown(self._headings(), self._rows())]
+        if self.experiment.claims:
+            verdicts = [(v.text, v.metric, f"**{v.outcome}**", v.why) for v in self.verdicts]
+            lines += ["", *_markdown(("the paper's ordering", "metric", "our run", "difference"), verdicts)]
+        lines += ["", *(f"- {note}" for note in self.footnotes())]
+        return "\n".join(lines) + "\n"
+
+    def to_csv(self) -> str:
+        """Tidy: one line a row and seed, with every metric; failed cells have only their reason."""
+        metrics = sorted({metric for result in self.results for metric in result.metrics})
+        paper = [column.key for column in self.experiment.paper_columns]
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["variant", "seed", *(f"paper_{key}" for key in paper), *metrics, "failed"])
+        for result in self._in_order([*self.results, *self.failures]):
+            of_paper = self.experiment.paper.get(result.variant, {})
+            ours = result.metrics if isinstance(result, TrialResult) else {}
+            reason = result.reason if isinstance(result, FailedTrial) else ""
+            values = [*(of_paper.get(key, "") for key in paper), *(ours.get(metric, "") for metric in metrics)]
+            writer.writerow([result.variant, result.seed, *values, reason])
+        return stream.getvalue()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The table's cells by heading, for a tracker that shows tables."""
+        return [dict(zip(self._headings(), row, strict=True)) for row in self._rows()]
+
+    def footnotes(self) -> list[str]:
+        """What a reader must know of the rows, and the protocol of every column."""
+        notes: dict[str, list[str]] = {}
+        for result in self._in_order(self.results):
+            for note in result.notes:  # type: ignore[union-attr]
+                notes.setdefault(note, []).append(result.variant)
+        variants = list(self.experiment.variants)
+        lines = []
+        for note, rows in notes.items():
+            everywhere = set(rows) == {r.variant for r in self.results} and len(set(rows)) > 1
+            lines.append(note if everywhere else f"{', '.join(v for v in variants if v in rows)}: {note}")
+        for column in self.experiment.columns:
+            protocol = next((r.protocol[column.metric] for r in self.results if column.metric in r.protocol), None)
+            if protocol:
+                lines.append(f"{column.label}: " + ", ".join(f"{key} {value}" for key, value in protocol.items()))
+        return [*lines, f"Paper: {self.experiment.source}."] if self.experiment.paper else lines
+
+    def _title(self) -> str:
+        seeds = self.experiment.seeds
+        spread = (
+            "1 seed, ± standard error of the evaluation" if len(seeds) == 1 else f"{len(seeds)} seeds, ± 95% interval"
+        )
+        return f"{self.experiment.title} ({spread})"
+
+    def _headings(self) -> tuple[str, ...]:
+        paper = [column.label for column in self.experiment.paper_columns]
+        ours = [column.label for column in self.experiment.columns]
+        counts = [f"n ({_short(count)})" for count in self._counts()]
+        return ("", *paper, *ours, *counts)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (variant, *self._paper(variant), *self._ours(variant), *self._numbers(variant))
+            for variant in self.experiment.variants
+        ]
+
+    def _paper(self, variant: str) -> list[str]:
+        numbers = self.experiment.paper.get(variant, {})
+        columns = self.experiment.paper_columns
+        return [format(numbers[c.key], c.format) if c.key in numbers else "" for c in columns]
+
+    def _ours(self, variant: str) -> list[str]:
+        failures = [failure for failure in self.failures if failure.variant == variant]
+        if failures:
+            reason = f"FAILED: {failures[0].reason}"
+            return [reason, *[""] * (len(self.experiment.columns) - 1)]
+        return [self._cell(variant, column) for column in self.experiment.columns]
+
+    def _cell(self, variant: str, column: Column) -> str:
+        measured = self.measured(variant, column.metric)
+        assert measured is not None
+        values = list(measured.by_seed.values())
+        mean = sum(values) / len(values)
+        text = format(mean, column.format)
+        if len(values) > 1:
+            return f"{text} ± {format(half_interval(values), column.format)}"
+        return text if measured.standard_error is None else f"{text} ± {format(measured.standard_error, column.format)}"
+
+    def _counts(self) -> list[str]:
+        return list(dict.fromkeys(column.count for column in self.experiment.columns if column.count is not None))
+
+    def _numbers(self, variant: str) -> list[str]:
+        rows = [result for result in self.results if result.variant == variant]
+        return [f"{rows[0].metrics[count]:.0f}" if rows else "" for count in self._counts()]
+
+    def _check_protocols(self) -> None:
+        for column in self.experiment.columns:
+            first: TrialResult | None = None
+            for result in self.results:
+                if column.metric not in result.protocol:
+                    continue
+                first = first or result
+                ours, theirs = first.protocol[column.metric], result.protocol[column.metric]
+                for key in sorted(ours.keys() | theirs.keys()):
+                    if json.dumps(ours.get(key)) != json.dumps(theirs.get(key)):
+                        raise ValueError(
+                            f"{column.label} of {first.variant!r} and {result.variant!r} cannot stand in one column: "
+                            f"{key} is {ours.get(key)!r} in one and {theirs.get(key)!r} in the other"
+                        )
+
+    def _in_order(self, results: Sequence[TrialResult | FailedTrial]) -> list[TrialResult | FailedTrial]:
+        variants = list(self.experiment.variants)
+        return sorted(results, key=lambda result: (variants.index(result.variant), result.seed))
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95% t-interval of a mean."""
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    return quantile * float(stats.tstd(values)) / math.sqrt(len(values))
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    alignment = "|---|" + "---:|" * (len(headings) - 1)
+    return [line(headings), alignment, *map(line, rows)]
+
+
+def _short(metric: str) -> str:
+    return metric.removesuffix("_images").replace("_", " ")

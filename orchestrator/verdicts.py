@@ -1,0 +1,101 @@
+"""Does our run show what the paper's table shows? Each claim against our differences and their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+from orchestrator.experiment import Better, Claim, Column, Extreme
+
+Outcome = Literal["shown", "not shown", "not resolved", "no verdict"]
+RESOLVED_AT = 2.0  # standard errors of a difference at a single seed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row's values of one metric."""
+
+    by_seed: Mapping[int, float]
+    standard_error: float | None
+    """Of the evaluation, at a single seed; it knows nothing of how training varies."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What our run says of a claim."""
+
+    text: str
+    metric: str
+    outcome: Outcome
+    why: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much the row that should be better is, with how far that may be off; None when nothing is known of that."""
+
+    advantage: float
+    uncertainty: float | None
+
+    @property
+    def outcome(self) -> Outcome:
+        """A difference smaller than its uncertainty resolves nothing."""
+        if self.uncertainty is not None and abs(self.advantage) <= self.uncertainty:
+            return "not resolved"
+        return "shown" if self.advantage > 0 else "not shown"
+
+
+def judge(claim: Claim, column: Column, rows: Mapping[str, Measured | None]) -> Verdict:
+    """The verdict on a claim, given every row of the column it speaks of."""
+    pairs = _pairs(claim, list(rows))
+    lost = [row for row in dict.fromkeys(row for pair in pairs for row in pair) if rows[row] is None]
+    if lost:
+        return Verdict(claim.text, column.label, "no verdict", f"{', '.join(lost)} FAILED")
+    differences = {pair: _difference(rows[pair[0]], rows[pair[1]], column) for pair in pairs}
+    if isinstance(claim, Better):
+        (difference,) = differences.values()
+        return Verdict(claim.text, column.label, difference.outcome, _describe(difference, column))
+    closest = min(differences, key=lambda pair: differences[pair].advantage)
+    outcome = _weakest([difference.outcome for difference in differences.values()])
+    rival = closest[1] if claim.which == "best" else closest[0]
+    return Verdict(claim.text, column.label, outcome, f"{_describe(differences[closest], column)}, against {rival}")
+
+
+def _pairs(claim: Claim, rows: list[str]) -> list[tuple[str, str]]:
+    """(row that should be better, row that should be worse)."""
+    if isinstance(claim, Extreme):
+        others = [row for row in rows if row != claim.variant]
+        return [(claim.variant, row) if claim.which == "best" else (row, claim.variant) for row in others]
+    return [(claim.better, claim.worse)]
+
+
+def _difference(better: Measured | None, worse: Measured | None, column: Column) -> Difference:
+    assert better is not None and worse is not None
+    sign = 1.0 if column.best == "max" else -1.0
+    seeds = sorted(better.by_seed.keys() & worse.by_seed.keys())
+    advantages = [sign * (better.by_seed[seed] - worse.by_seed[seed]) for seed in seeds]
+    mean = sum(advantages) / len(advantages)
+    if len(seeds) > 1:  # rows share seeds, and so noise: their differences vary less than they do
+        spread = float(stats.tstd(advantages)) / math.sqrt(len(seeds))
+        return Difference(mean, float(stats.t.ppf(0.975, len(seeds) - 1)) * spread)
+    if better.standard_error is None or worse.standard_error is None:
+        return Difference(mean, None)
+    # As if the two evaluations were independent: they share images and noise, so this is on the safe side.
+    return Difference(mean, RESOLVED_AT * math.hypot(better.standard_error, worse.standard_error))
+
+
+def _weakest(outcomes: list[Outcome]) -> Outcome:
+    order: list[Outcome] = ["not shown", "not resolved", "shown"]
+    return min(outcomes, key=order.index)
+
+
+def _describe(difference: Difference, column: Column) -> str:
+    sign = -1.0 if column.best == "min" else 1.0
+    text = format(sign * difference.advantage, f"+{column.format}")
+    if difference.uncertainty is None:
+        return f"{text} (one seed, no interval)"
+    return f"{text} ± {format(difference.uncertainty, column.format)}"

@@ -1,0 +1,215 @@
+"""Which choices of a paper matter? Its ablation table, run cell by cell and set beside the paper's own numbers.
+
+    python pipelines/ablation.py --list
+    python pipelines/ablation.py iddpm-objectives --preset tiny
+    python pipelines/ablation.py iddpm-objectives --preset tiny --seeds 2
+    ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
+        python pipelines/ablation.py iddpm-objectives --preset tiny
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from orchestrator.display import Display, duration
+from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
+from orchestrator.materialize import pending
+from orchestrator.run import Presentation, StudyOutcome, run_experiment
+from orchestrator.store import ArtifactStore
+from pipelines.cli import Overrides, Places, apply_overrides, choose, run
+from pipelines.configs import RunConfig
+from pipelines.plan import plan
+from pipelines.presets import PRESETS
+
+SOME_CELLS_FAILED = 4
+LEARNED = {"diffusion.variance": "learned_range"}
+SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
+HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
+PRESENTATION = Presentation(
+    attachments=(("sample", "grid.png"),), scatter=("nll_bpd", "fd"), curve=("train", "simple", "L_simple, training")
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table of a paper, before it is given a scale."""
+
+    question: str
+    experiment: Any
+
+
+def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConfig]:
+    """Improved DDPM, table 2 (CIFAR-10): T, schedule and loss against NLL and FID."""
+    return Experiment(
+        name="iddpm-objectives",
+        title="Improved DDPM, table 2",
+        question=STUDIES["iddpm-objectives"].question,
+        source="Nichol & Dhariwal 2021, table 2: CIFAR-10, 500K iterations",
+        base=base,
+        seeds=seeds,
+        variants={
+            "1K linear simple": {"diffusion.num_timesteps": 1000, "diffusion.schedule": "linear", **SIMPLE},
+            "4K linear simple": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "linear", **SIMPLE},
+            "4K linear hybrid": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "linear", **HYBRID},
+            "4K cosine simple": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", **SIMPLE},
+            "4K cosine hybrid": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", **HYBRID},
+            "4K cosine vlb": {
+                "diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", "diffusion.loss": "vlb", **LEARNED,
+                "train.timesteps.kind": "loss_second_moment", "train.timesteps.pool": _pool(base),
+            },
+        },
+        columns=(
+            Column(metric="nll_bpd", label="NLL (bits/dim)", format=".3f", best="min", error="nll_bpd_se", count="nll_images"),
+            Column(metric="fd", label="Frechet distance", format=".2f", best="min", count="fd_samples"),
+            Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples"),
+        ),
+        paper_columns=(
+            PaperColumn(key="nll_bpd", label="paper NLL", format=".2f"),
+            PaperColumn(key="fid", label="paper FID", format=".2f"),
+        ),
+        paper={
+            "1K linear simple": {"nll_bpd": 3.73, "fid": 3.29},
+            "4K linear simple": {"nll_bpd": 3.37, "fid": 2.90},
+            "4K linear hybrid": {"nll_bpd": 3.26, "fid": 3.07},
+            "4K cosine simple": {"nll_bpd": 3.26, "fid": 3.05},
+            "4K cosine hybrid": {"nll_bpd": 3.17, "fid": 3.19},
+            "4K cosine vlb": {"nll_bpd": 2.94, "fid": 11.47},
+        },
+        claims=_objective_claims(),
+    )  # fmt: skip
+
+
+def _objective_claims() -> tuple[Claim, ...]:
+    return (
+        Better(
+            text="hybrid beats simple (linear)", metric="nll_bpd", better="4K linear hybrid", worse="4K linear simple"
+        ),
+        Better(
+            text="hybrid beats simple (cosine)", metric="nll_bpd", better="4K cosine hybrid", worse="4K cosine simple"
+        ),
+        Better(
+            text="cosine beats linear (simple)", metric="nll_bpd", better="4K cosine simple", worse="4K linear simple"
+        ),
+        Better(
+            text="cosine beats linear (hybrid)", metric="nll_bpd", better="4K cosine hybrid", worse="4K linear hybrid"
+        ),
+        Better(text="4K steps beat 1K", metric="nll_bpd", better="4K linear simple", worse="1K linear simple"),
+        Better(text="4K steps beat 1K", metric="fd", better="4K linear simple", worse="1K linear simple"),
+        Extreme(text="vlb has the best NLL", metric="nll_bpd", variant="4K cosine vlb", which="best"),
+        Extreme(text="vlb has the worst FID", metric="fd", variant="4K cosine vlb", which="worst"),
+        Extreme(text="vlb has the worst FID", metric="kid", variant="4K cosine vlb", which="worst"),
+    )
+
+
+def _pool(base: RunConfig) -> int:
+    """Neighbouring t that share one loss history: 1 as in the paper, unless the run ends before that fills."""
+    fills_after = 3 * 10 * 4000  # images: ten losses of each of 4000 t, with room for the luck of the draw
+    return 1 if base.train.images >= 10 * fills_after else 40
+
+
+STUDIES: dict[str, Study] = {
+    "iddpm-objectives": Study(
+        "Which T, schedule and loss buy likelihood, and what do they cost in FID?", iddpm_objectives
+    ),
+}
+
+
+def main(
+    study: Annotated[str | None, tyro.conf.Positional] = None,
+    /,
+    preset: str = "tiny",
+    seeds: int = 1,
+    places: Annotated[Places, tyro.conf.arg(name="")] = Places(),
+    set: Overrides = (),
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    list: bool = False,
+    dry_run: bool = False,
+    verbose: bool = False,
+) -> int:
+    """Run a study, or what is still missing of it, and print its table.
+
+    Args:
+        study: Name of the study; see --list.
+        preset: Scale at which it is run: tiny (two CPU cores, minutes) or reduced (one GPU, hours).
+        seeds: How many training seeds every row gets: 0, 1, ... More than before trains only the new ones.
+        places: Where artifacts are kept and how many workers a cell gets.
+        set: Dotted settings changed in every row, such as train.images=50000.
+        address: A running Ray cluster (or RAY_ADDRESS); by default Ray starts here and ends with the study.
+        tracking_uri: MLflow server or database; by default mlflow.db in the store.
+        list: Print the studies and end.
+        dry_run: Print what would run and what is done already, and end.
+        verbose: Show what Ray says, too.
+    """
+    if list or study is None:
+        print("\n".join(f"{name:<20} {study.question}" for name, study in STUDIES.items()))
+        return 0
+    experiment = build(study, preset=preset, seeds=seeds, settings=set)
+    store = ArtifactStore(places.store)
+    if dry_run:
+        print(dry_run_text(experiment, store))
+        return 0
+    return run_study(experiment, store, places, address=address, tracking_uri=tracking_uri, verbose=verbose)
+
+
+def build(study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = ()) -> Experiment[RunConfig]:
+    """The study at a preset's scale. Raises ValueError for an unknown name, key or value."""
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
+    chosen = choose("study", study, STUDIES)
+    base = apply_overrides(choose("preset", preset, PRESETS)(), settings)
+    return chosen.experiment(base, tuple(range(seeds)))
+
+
+def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str:
+    """Which cells are done, and which steps the others lack."""
+    lines = [f"{experiment.name}: {experiment.question}"]
+    for trial in experiment.trials():
+        missing = pending(plan(trial.config).values(), store)
+        lines.append(f"  {trial.name:<34} {'done' if not missing else 'to run: ' + ', '.join(s.name for s in missing)}")
+    return "\n".join(lines)
+
+
+def run_study(
+    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, *,
+    address: str | None, tracking_uri: str | None, verbose: bool,
+) -> int:  # fmt: skip
+    """Run the study on Ray, print its table, and return the exit code."""
+    from orchestrator.mlflow_tracker import MlflowTracker  # seconds to import: not for --help and --list
+    from orchestrator.ray_tune import TuneLauncher
+
+    began = time.monotonic()
+    store.check_writable()
+    resources = places.resources()
+    tracker = MlflowTracker(
+        tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}",
+        artifact_root=None if tracking_uri else str(store.root / "mlartifacts"),
+    )
+    launcher = TuneLauncher(store.root / ".ray", resources=resources, address=address, verbose=verbose)
+    outcome = run_experiment(
+        experiment, plan, store=store, tracker=tracker, launcher=launcher, resources=resources,
+        presentation=PRESENTATION, display=Display(),
+    )  # fmt: skip
+    print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
+    return SOME_CELLS_FAILED if outcome.table.any_failed else 0
+
+
+def report(outcome: StudyOutcome, *, seconds: float, how_to_look: str) -> str:
+    """The table as text, where its files are, and how to look at the runs."""
+    lines = [outcome.table.to_text(), ""]
+    lines += [f"{name:<18} {path}" for name, path in outcome.files.items()]
+    lines += [f"{'MLflow':<18} {how_to_look}"]
+    if outcome.tracker_behind is not None:
+        lines.append(
+            f"MLflow lacks part of this ({outcome.tracker_behind}); the same command sends it once MLflow answers"
+        )
+    lines.append(f"{outcome.trials_run} cells run in {duration(seconds)}; the others were done before")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+"""How far are the samples from held-out images? Features of both, then the Frechet distance and KID between them.
+
+python pipelines/evaluate.py tiny --store artifacts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion.metrics.inception import EfficientNetLite0Features, clean_fid_frechet_distance
+from diffusion.metrics.kid import kid
+from diffusion.metrics.stats import GaussianStats
+from orchestrator.step import Step, StepContext
+from pipelines.data import read_split
+from pipelines.sample import SAMPLES_FILE
+
+VERSION = 1
+BLOCK = 256
+FEATURES_FILE = "features.npz"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeaturesConfig:
+    """The network that sees the images. A distance over it is named after it; only Inception's is a FID."""
+
+    network: str = "efficientnet-lite0"
+    size: int = 64
+    """Pixels a side to which images are resized before the network sees them."""
+
+    def __post_init__(self) -> None:
+        if self.network != "efficientnet-lite0":
+            raise ValueError(f"features.network={self.network!r}: 'efficientnet-lite0' is the one available")
+        if not 32 <= self.size <= 224:
+            raise ValueError(f"features.size={self.size}: between 32 and 224 pixels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """How the two sets of features are compared."""
+
+    kid_subsets: int = 100
+    kid_subset_size: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kid_subsets < 2 or self.kid_subset_size < 2:
+            raise ValueError(
+                f"metrics.kid_subsets={self.kid_subsets}, metrics.kid_subset_size={self.kid_subset_size}: "
+                f"both must be at least 2"
+            )
+
+
+def reference_step(config: FeaturesConfig, *, dataset: Step) -> Step:
+    """Features of the held-out images: one artifact for all rows that share a data set."""
+    return Step(name="reference", version=VERSION, config=config, inputs={"dataset": dataset}, run=extract_reference)
+
+
+def features_step(config: FeaturesConfig, *, samples: Step) -> Step:
+    """Features of the samples: an artifact of its own, so that metrics can be recomputed without the network."""
+    return Step(name="features", version=VERSION, config=config, inputs={"samples": samples}, run=extract_samples)
+
+
+def metrics_step(config: MetricsConfig, *, features: Step, reference: Step) -> Step:
+    """The distances as a step of a plan."""
+    inputs = {"features": features, "reference": reference}
+    return Step(name="metrics", version=VERSION, config=config, inputs=inputs, run=compare)
+
+
+def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
+    """Features of the test split."""
+    _extract(config, read_split(ctx.inputs["dataset"], "test").images, ctx)
+
+
+def extract_samples(config: FeaturesConfig, ctx: StepContext) -> None:
+    """Features of the samples."""
+    with np.load(ctx.inputs["samples"] / SAMPLES_FILE, allow_pickle=False) as samples:
+        _extract(config, samples["arr_0"], ctx)
+
+
+def compare(config: MetricsConfig, ctx: StepContext) -> None:
+    """Frechet distance and KID between two artifacts of features, with the protocol both rest on."""
+    samples, network = _load(ctx.inputs["features"])
+    reference, reference_network = _load(ctx.inputs["reference"])
+    if network != reference_network:
+        raise ValueError(f"features of {network} cannot be compared with features of {reference_network}")
+    ours, theirs = GaussianStats.of(samples), GaussianStats.of(reference)
+    distance = clean_fid_frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
+    value, error = kid(
+        samples, reference,
+        subsets=config.kid_subsets, subset_size=min(config.kid_subset_size, len(reference), len(samples)), seed=config.seed,
+    )  # fmt: skip
+    protocol = {"network": network, "reference": f"{len(reference)} test images", "samples": len(samples)}
+    ctx.write_metrics(
+        {
+            "fd": distance,
+            "kid": value,
+            "kid_se": error,
+            "fd_samples": float(len(samples)),
+            "fd_reference": float(len(reference)),
+        },
+        protocol={"fd": protocol, "kid": {**protocol, "subset_size": config.kid_subset_size}},
+        notes=_biased(len(samples), len(reference), samples.shape[1]),
+    )
+
+
+def _biased(samples: int, reference: int, dimension: int) -> list[str]:
+    if min(samples, reference) > dimension:
+        return []
+    return [
+        f"fd is strongly biased upwards: {dimension}-dimensional covariances of {samples} samples and {reference} "
+        f"reference images are singular; compare rows by KID"
+    ]
+
+
+def extract_block(config: FeaturesConfig, threads: int, images: np.ndarray) -> np.ndarray:
+    """float32 features (n, d) of uint8 NHWC images."""
+    torch.set_num_threads(threads)
+    return EfficientNetLite0Features(size=config.size, device="cuda" if torch.cuda.is_available() else "cpu")(images)
+
+
+def _extract(config: FeaturesConfig, images: np.ndarray, ctx: StepContext) -> None:
+    blocks = [images[first : first + BLOCK] for first in range(0, len(images), BLOCK)]
+    work = partial(extract_block, config, ctx.resources.cpus_per_worker)
+
+    def show(index: int, _: object) -> None:
+        ctx.progress(done=min((index + 1) * BLOCK, len(images)), total=len(images), unit="img")
+
+    features = np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
+    np.savez(ctx.output / FEATURES_FILE, features=features, network=np.array(_network(config)))
+
+
+def _network(config: FeaturesConfig) -> str:
+    return f"{config.network} at {config.size} px, clean-fid's resizer"
+
+
+def _load(features: Path) -> tuple[np.ndarray, str]:
+    with np.load(features / FEATURES_FILE, allow_pickle=False) as stored:
+        return stored["features"], str(stored["network"])

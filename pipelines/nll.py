@@ -1,0 +1,112 @@
+"""How well does a model predict held-out images? The variational bound on NLL in bits/dim, with its standard error.
+
+python pipelines/nll.py tiny --store artifacts
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.nll import nll_estimate, nll_full, pilot
+from orchestrator.step import Step, StepContext
+from pipelines.data import read_split
+from pipelines.train import TrainedModel, load_trained, to_tensor, to_unit_range
+
+VERSION = 1
+BLOCK = 64  # images a worker evaluates at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NllConfig:
+    """How the bound is measured: every term of every image, or an unbiased estimate from some of the terms."""
+
+    draws: int | None = 64
+    """Terms drawn per image by importance (L_0 and the prior are always exact); None computes all T of them."""
+    images: int | None = None
+    """How many test images, in the data set's order; None takes all."""
+    seed: int = 0
+    """Seed of the noise: the same in every row of a table."""
+
+    def __post_init__(self) -> None:
+        if self.draws is not None and self.draws < 1:
+            raise ValueError(f"nll.draws={self.draws}: must be at least 1, or null for the full loop over all T terms")
+        if self.images is not None and self.images < 2:
+            raise ValueError(f"nll.images={self.images}: a standard error needs at least 2 images; null takes all")
+
+
+def nll_step(config: NllConfig, *, train: Step, dataset: Step) -> Step:
+    """NLL as a step of a plan."""
+    return Step(name="nll", version=VERSION, config=config, inputs={"train": train, "dataset": dataset}, run=measure)
+
+
+def measure(config: NllConfig, ctx: StepContext) -> None:
+    """Measure the bound on the test split; per-image values go to nll.npz."""
+    images = read_split(ctx.inputs["dataset"], "test").images[: config.images]
+    density = None if config.draws is None else _pilot(ctx.inputs["train"], images, config.seed)
+    blocks = [(first, min(first + BLOCK, len(images))) for first in range(0, len(images), BLOCK)]
+    work = partial(
+        measure_block, config, ctx.inputs["train"], ctx.inputs["dataset"], density, ctx.resources.cpus_per_worker
+    )
+
+    def show(index: int, _: object) -> None:
+        ctx.progress(done=blocks[index][1], total=len(images), unit="img")
+
+    per_image = np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
+    np.savez(ctx.output / "nll.npz", nll_bpd=per_image)
+    ctx.write_metrics(
+        {
+            "nll_bpd": float(per_image.mean()),
+            "nll_bpd_se": float(per_image.std(ddof=1) / math.sqrt(len(per_image))),
+            "nll_images": float(len(per_image)),
+        },
+        protocol={"nll_bpd": protocol(config, len(per_image))},
+    )
+
+
+def protocol(config: NllConfig, images: int) -> dict[str, str | int]:
+    """What two NLLs must share to be compared."""
+    terms = "all T terms" if config.draws is None else f"{config.draws} importance-drawn terms per image, L_0 exact"
+    return {
+        "bound": terms,
+        "split": "test",
+        "images": images,
+        "weights": "EMA",
+        "x_start": "clipped",
+        "seed": config.seed,
+    }
+
+
+def measure_block(
+    config: NllConfig, train: Path, dataset: Path, density: Tensor | None, threads: int, block: tuple[int, int]
+) -> np.ndarray:
+    """Bits/dim of test images first..stop-1, float64."""
+    torch.set_num_threads(threads)
+    model = load_trained(train, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = model.schedule.betas.device
+    x_start = to_unit_range(to_tensor(read_split(dataset, "test").images[slice(*block)])).to(device)
+    index = torch.arange(*block, device=device)
+    return _bits(model, config, density, x_start, index).double().cpu().numpy()
+
+
+def _bits(model: TrainedModel, config: NllConfig, density: Tensor | None, x_start: Tensor, index: Tensor) -> Tensor:
+    process = (model.diffusion, model.schedule, model.network)
+    if density is None or config.draws is None:
+        return nll_full(*process, x_start=x_start, index=index, seed=config.seed).total_bpd
+    return nll_estimate(
+        *process, x_start=x_start, index=index, seed=config.seed, density=density, draws=config.draws
+    ).per_image_bpd
+
+
+def _pilot(train: Path, images: np.ndarray, seed: int) -> Tensor:
+    """The density from which terms are drawn: one for all blocks, from the first few images."""
+    model = load_trained(train)
+    return pilot(
+        model.diffusion, model.schedule, model.network, x_start=to_unit_range(to_tensor(images[:8])), seed=seed
+    )

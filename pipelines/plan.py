@@ -1,0 +1,29 @@
+"""Which steps make one run? Read this file first: it is the whole way from a data set to a row of the table."""
+
+from __future__ import annotations
+
+from orchestrator.step import Step
+from pipelines.configs import RunConfig
+from pipelines.data import dataset_step
+from pipelines.evaluate import features_step, metrics_step, reference_step
+from pipelines.nll import nll_step
+from pipelines.sample import sample_step
+from pipelines.train import train_step_of
+
+
+def plan(config: RunConfig) -> dict[str, Step]:
+    """The steps of a run by role. Two runs that share a step (same config, same inputs) run it once."""
+    dataset = dataset_step(config.data)
+    train = train_step_of(config.model, config.diffusion, config.train, config.seed, dataset=dataset)
+    samples = sample_step(config.sample, train=train)
+    reference = reference_step(config.features, dataset=dataset)
+    features = features_step(config.features, samples=samples)
+    return {
+        "dataset": dataset,
+        "reference": reference,
+        "train": train,
+        "nll": nll_step(config.nll, train=train, dataset=dataset),
+        "sample": samples,
+        "features": features,
+        "metrics": metrics_step(config.metrics, features=features, reference=reference),
+    }

@@ -1,0 +1,96 @@
+"""Which images does a trained model draw? Pixels that depend on the seed and the image's index alone.
+
+python pipelines/sample.py tiny --store artifacts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusion.sampling import SamplerConfig, sample, to_uint8
+from orchestrator.backend import OnResult
+from orchestrator.step import Step, StepContext
+from pipelines.train import load_trained
+
+VERSION = 1
+BLOCK = 128  # images a worker draws at a time: the unit of progress, and what a lost worker loses
+GRID_SIDE = 8
+SAMPLES_FILE = "samples.npz"
+GRID_FILE = "grid.png"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """How many images are drawn, and how."""
+
+    count: int = 10_000
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    seed: int = 0
+    """Seed of the starting and step noise: the same in every row of a table, so that rows can be compared by eye."""
+
+    def __post_init__(self) -> None:
+        if self.count < 2:
+            raise ValueError(f"sample.count={self.count}: a distance between sets needs at least 2 images")
+
+
+def sample_step(config: SampleConfig, *, train: Step) -> Step:
+    """Sampling as a step of a plan."""
+    return Step(name="sample", version=VERSION, config=config, inputs={"train": train}, run=draw)
+
+
+def draw(config: SampleConfig, ctx: StepContext) -> None:
+    """Draw config.count images: samples.npz (arr_0, uint8 NHWC, the published evaluator's layout) and grid.png."""
+    blocks = [(first, min(first + BLOCK, config.count)) for first in range(0, config.count, BLOCK)]
+    work = partial(draw_block, config, ctx.inputs["train"], ctx.resources.cpus_per_worker)
+    images = np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=_show(ctx, blocks)))
+    np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
+    image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)
+    ctx.write_metrics({"samples": float(len(images))})
+
+
+def draw_block(config: SampleConfig, train: Path, threads: int, block: tuple[int, int]) -> np.ndarray:
+    """Images first..stop-1 as uint8 (n, h, w, c)."""
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_trained(train, device=device)
+    size = model.network.config.image_size
+    x_start = sample(
+        config.sampler,
+        model.diffusion,
+        model.schedule,
+        model.network,
+        index=torch.arange(*block, device=device),
+        seed=config.seed,
+        image_shape=(model.network.config.channels, size, size),
+    )
+    return to_uint8(x_start).cpu().numpy()
+
+
+def image_grid(images: np.ndarray, *, at_least: int = 512) -> Image.Image:
+    """A square contact sheet of uint8 NHWC images, enlarged pixel by pixel to about `at_least` pixels a side."""
+    side = int(np.ceil(np.sqrt(len(images))))
+    height, width, channels = images.shape[1:]
+    sheet = np.zeros((side * height, side * width, channels), dtype=np.uint8)
+    for number, image in enumerate(images):
+        top, left = (number // side) * height, (number % side) * width
+        sheet[top : top + height, left : left + width] = image
+    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
+    zoom = max(1, round(at_least / picture.width))
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def _show(ctx: StepContext, blocks: list[tuple[int, int]]) -> OnResult:
+    drawn = 0
+
+    def show(index: int, _: object) -> None:
+        nonlocal drawn
+        drawn += blocks[index][1] - blocks[index][0]
+        ctx.progress(done=drawn, total=blocks[-1][1], unit="img")
+
+    return show

@@ -1,0 +1,278 @@
+"""How is one diffusion model trained? A step that goes on from its own checkpoints, on one worker or many.
+
+python pipelines/train.py tiny --store artifacts --set diffusion.loss=hybrid
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffusion.gaussian import DiffusionConfig, build_schedule
+from diffusion.randomness import DATA_ORDER, permutation
+from diffusion.schedule import NoiseSchedule
+from diffusion.training import TrainConfig, TrainState, build_train_state, train_step
+from diffusion.unet import UNet, UNetConfig
+from orchestrator.backend import SpmdContext
+from orchestrator.checkpoint import CheckpointDirectory
+from orchestrator.config import canonical_json, from_dict, to_dict
+from orchestrator.journal import Journal
+from orchestrator.step import Step, StepContext, write_progress
+from pipelines.data import read_split
+
+VERSION = 1
+LOG_EVERY_STEPS = 10
+PROGRESS_SECONDS = 1.0
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainStepConfig:
+    """All that decides the trained weights, beside the data."""
+
+    model: UNetConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model as evaluation uses it: the averaged weights, and the process they were trained for."""
+
+    network: UNet
+    diffusion: DiffusionConfig
+    schedule: NoiseSchedule
+
+
+def train_step_of(
+    model: UNetConfig, diffusion: DiffusionConfig, train_config: TrainConfig, seed: int, *, dataset: Step
+) -> Step:
+    """Training as a step of a plan."""
+    config = TrainStepConfig(model=model, diffusion=diffusion, train=train_config, seed=seed)
+    return Step(name="train", version=VERSION, config=config, inputs={"dataset": dataset}, run=train)
+
+
+def train(config: TrainStepConfig, ctx: StepContext) -> None:
+    """Train on the workers the resources name; leaves model.safetensors (averaged weights, config in its header)."""
+    payload = {
+        "config": to_dict(config),
+        "dataset": str(ctx.inputs["dataset"]),
+        "output": str(ctx.output),
+        "threads": ctx.resources.cpus_per_worker,
+        "checkpoint_seconds": ctx.resources.checkpoint_seconds,
+    }
+    name = f"{ctx.output.parent.name}-{ctx.output.name}"
+    summary = ctx.backend.spmd(train_worker, payload, name=name, resources=ctx.resources)
+    ctx.write_metrics(summary["metrics"], notes=summary["notes"])
+
+
+def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
+    """One worker's part of training. All workers hold the same state; rank 0 writes it."""
+    torch.set_num_threads(payload["threads"])
+    config = from_dict(TrainStepConfig, payload["config"])
+    run = TrainingRun(config, spmd, Path(payload["output"]), read_images(Path(payload["dataset"])))
+    run.resume()
+    run.train(checkpoint_seconds=payload["checkpoint_seconds"])
+    return run.finish() if spmd.rank == 0 else {}
+
+
+class TrainingRun:
+    """The state of one worker's training and where it is kept."""
+
+    def __init__(self, config: TrainStepConfig, spmd: SpmdContext, output: Path, images: Tensor) -> None:
+        if config.train.batch_size % spmd.world_size:
+            raise ValueError(
+                f"train.batch_size={config.train.batch_size} cannot be shared evenly by {spmd.world_size} workers: "
+                f"use a number of workers that divides it"
+            )
+        self.config = config
+        self.spmd = spmd
+        self.output = output
+        self.images = images.to(spmd.device)
+        self.schedule = build_schedule(config.diffusion).to(spmd.device)
+        network = build_network(config.model, config.diffusion, seed=config.seed).to(spmd.device)
+        self.state: TrainState = build_train_state(config.train, config.diffusion, network)
+        self.module: nn.Module = DistributedDataParallel(network) if spmd.world_size > 1 else network
+        self.checkpoints = CheckpointDirectory(output / "checkpoints")
+        self.journal = Journal(output / "journal.jsonl") if spmd.rank == 0 else None
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that verifies, if there is one."""
+        checkpoint = self.checkpoints.load_latest(on_damage=print)
+        if checkpoint is not None:
+            self.state.load_tensors(
+                load(checkpoint.files["state.safetensors"]), json.loads(checkpoint.files["meta.json"])
+            )
+        if self.journal is not None:
+            self.journal.truncate_after(self.state.images_seen)
+
+    def train(self, *, checkpoint_seconds: float) -> None:
+        """Train until train.images have been seen, journaling means over windows of LOG_EVERY_STEPS steps."""
+        window = MetricsWindow(self.state.images_seen)
+        saved = shown = time.monotonic()
+        for step, index, x_start in self._batches():
+            measured = train_step(
+                self.state, self.module, self.config.diffusion, self.schedule,
+                x_start=x_start, index=index, step=step, seed=self.config.seed,
+            )  # fmt: skip
+            window.add(measured.as_dict())
+            if self.spmd.rank > 0:
+                continue
+            now = time.monotonic()
+            if (step + 1) % LOG_EVERY_STEPS == 0 or self._ended():
+                self._log(window.close(self.state.images_seen))
+            if now - shown >= PROGRESS_SECONDS:
+                self._show(window)
+                shown = now
+            if now - saved >= checkpoint_seconds and not self._ended():
+                self.save()
+                saved = time.monotonic()
+
+    def save(self) -> None:
+        """One verified checkpoint of the complete state."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.tensors().items()}
+        files = {"state.safetensors": save(tensors), "meta.json": canonical_json(self.state.meta()).encode()}
+        self.checkpoints.save(files, clock=self.state.images_seen)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the averaged weights, and return what the table should know of this training."""
+        self.save()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.ema_weights().items()}
+        save_file(weights, self.output / MODEL_FILE, metadata={"config": canonical_json(to_dict(self.config))})
+        metrics = {"images_seen": float(self.state.images_seen), "parameters": float(_count(self.state.model))}
+        return {"metrics": metrics, "notes": self._notes()}
+
+    def _batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(step, index of each example within the global batch, x_start) for this rank, until training ends."""
+        batch_size = self.config.train.batch_size
+        share = batch_size // self.spmd.world_size
+        index = torch.arange(self.spmd.rank * share, (self.spmd.rank + 1) * share, device=self.spmd.device)
+        order = EpochOrder(seed=self.config.seed, count=len(self.images))
+        while not self._ended():
+            step = self.state.images_seen // batch_size
+            rows = order.rows(step * batch_size + index.cpu()).to(self.spmd.device)
+            yield step, index, to_unit_range(self.images[rows])
+
+    def _ended(self) -> bool:
+        return self.state.images_seen >= self.config.train.images
+
+    def _log(self, means: dict[str, float]) -> None:
+        assert self.journal is not None
+        self.journal.log(means, step=self.state.images_seen)
+
+    def _show(self, window: MetricsWindow) -> None:
+        write_progress(
+            self.output, done=self.state.images_seen, total=self.config.train.images, unit="img",
+            facts={"loss": round(window.last_loss, 4), "img/s": round(window.images_per_second, 1)},
+        )  # fmt: skip
+
+    def _notes(self) -> list[str]:
+        sampler = self.config.train.timesteps
+        if sampler.kind == "uniform":
+            return []
+        warm_at = self.state.sampler_warm_at
+        name = (
+            "the paper's history of each t"
+            if sampler.pool == 1
+            else f"histories pooled over {sampler.pool} neighbouring t"
+        )
+        if warm_at is None:
+            return [
+                f"importance sampling of t ({name}) never left its uniform warm-up in {self.state.images_seen} images"
+            ]
+        return [f"importance sampling of t ({name}) began after {warm_at} of {self.state.images_seen} images"]
+
+
+class MetricsWindow:
+    """Means of what the steps measured since the last line of the journal; tensors are read only when it closes."""
+
+    def __init__(self, images_seen: int) -> None:
+        self.last_loss = float("nan")
+        self.images_per_second = 0.0
+        self._images_seen = images_seen
+        self._began = time.monotonic()
+        self._rows: list[dict[str, Tensor]] = []
+
+    def add(self, measured: dict[str, Tensor]) -> None:
+        """Keep one step's numbers."""
+        self._rows.append(measured)
+
+    def close(self, images_seen: int) -> dict[str, float]:
+        """The means, with the speed; begins the next window."""
+        means = {key: float(torch.stack([row[key] for row in self._rows]).mean()) for key in self._rows[0]}
+        now = time.monotonic()
+        self.images_per_second = (images_seen - self._images_seen) / max(now - self._began, 1e-9)
+        self.last_loss = means["loss"]
+        self._images_seen, self._began, self._rows = images_seen, now, []
+        return {**means, "images_per_second": self.images_per_second}
+
+
+class EpochOrder:
+    """Which image stands at position p of training: a fresh keyed permutation every epoch, no state to save."""
+
+    def __init__(self, *, seed: int, count: int) -> None:
+        self._seed = seed
+        self._count = count
+        self._epochs: dict[int, Tensor] = {}
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """Row of the data set at each position (int64)."""
+        return torch.stack([self._epoch(int(p) // self._count)[int(p) % self._count] for p in positions])
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._epochs:
+            self._epochs = {old: order for old, order in self._epochs.items() if old == epoch - 1}
+            self._epochs[epoch] = permutation(self._seed, DATA_ORDER, epoch, self._count)
+        return self._epochs[epoch]
+
+
+def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -> UNet:
+    """The U-Net with initial weights that are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
+
+
+def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
+    """The model a train step left, ready for evaluation."""
+    file = train_output / MODEL_FILE
+    config = from_dict(TrainStepConfig, json.loads(_safetensors_header(file)["config"]))
+    network = build_network(config.model, config.diffusion, seed=config.seed)
+    network.load_state_dict(load_file(file))
+    network.eval().requires_grad_(False).to(device)
+    return TrainedModel(network, config.diffusion, build_schedule(config.diffusion).to(device))
+
+
+def read_images(dataset: Path) -> Tensor:
+    """The training images as one uint8 tensor (n, channels, height, width)."""
+    return to_tensor(read_split(dataset, "train").images)
+
+
+def to_tensor(images: Any) -> Tensor:
+    """uint8 (n, h, w, c) array -> uint8 (n, c, h, w) tensor."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], as published: pixel / 127.5 - 1."""
+    return images.float() / 127.5 - 1
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _safetensors_header(file: Path) -> dict[str, str]:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length))["__metadata__"]

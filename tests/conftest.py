@@ -1,0 +1,19 @@
+"""Shared by all tests: one thread (bits matter), no network, no Ray of somebody else."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+import hypothesis
+import torch
+
+torch.set_num_threads(1)
+# A busy machine makes single examples slow; the number of examples is what bounds a property test's time.
+hypothesis.settings.register_profile("papertable", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("papertable")

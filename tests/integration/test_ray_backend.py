@@ -1,0 +1,73 @@
+"""The Ray backend against a real local Ray: groups of workers, pools of actors, and what happens when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from orchestrator.backend import SpmdContext
+from orchestrator.ray_backend import RayBackend
+from orchestrator.step import Resources
+
+pytestmark = pytest.mark.ray
+
+
+def sum_of_ranks(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
+    total = torch.tensor([float(spmd.rank + 1)])
+    dist.all_reduce(total)
+    return {"sum": total.item(), "world_size": spmd.world_size, "device": spmd.device, "given": payload["given"]}
+
+
+def die_once(spmd: SpmdContext, payload: dict[str, str]) -> str:
+    marker = Path(payload["marker"])
+    if not marker.exists():
+        marker.write_text("first life")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "second life"
+
+
+def refuse(spmd: SpmdContext, payload: dict[str, str]) -> None:
+    with Path(payload["calls"]).open("a") as calls:
+        calls.write("called\n")
+    raise ValueError("the data are wrong")
+
+
+def square_or_die_once(item: tuple[int, str]) -> int:
+    number, marker = item
+    if number == 3 and not Path(marker).exists():
+        Path(marker).write_text("first life")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2
+
+
+def test_workers_of_one_group_reduce_together_and_rank_0_answers(local_ray: None, tmp_path: Path) -> None:
+    answer = RayBackend(tmp_path).spmd(sum_of_ranks, {"given": 7}, name="sum", resources=Resources(workers=2))
+    assert answer == {"sum": 3.0, "world_size": 2, "device": "cpu", "given": 7}
+
+
+def test_a_killed_worker_is_replaced(local_ray: None, tmp_path: Path) -> None:
+    payload = {"marker": str(tmp_path / "marker")}
+    assert RayBackend(tmp_path).spmd(die_once, payload, name="die", resources=Resources()) == "second life"
+
+
+def test_an_exception_of_the_work_itself_is_raised_as_it_is_and_not_retried(local_ray: None, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    with pytest.raises(ValueError, match="the data are wrong"):
+        RayBackend(tmp_path).spmd(refuse, {"calls": str(calls)}, name="refuse", resources=Resources())
+    assert calls.read_text().splitlines() == ["called"]
+
+
+def test_map_keeps_the_order_and_an_item_survives_its_actor(local_ray: None, tmp_path: Path) -> None:
+    seen: list[int] = []
+    items = [(number, str(tmp_path / "marker")) for number in range(6)]
+    squares = RayBackend(tmp_path).map(
+        square_or_die_once, items, resources=Resources(workers=2), on_result=lambda index, value: seen.append(index)
+    )
+    assert squares == [0, 1, 4, 9, 16, 25]
+    assert sorted(seen) == list(range(6))

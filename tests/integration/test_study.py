@@ -1,0 +1,223 @@
+"""A small study, run as a user runs it: the command line, a real Ray, a real MLflow store, real digits."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    "1K linear simple",
+    "4K linear simple",
+    "4K linear hybrid",
+    "4K cosine simple",
+    "4K cosine hybrid",
+    "4K cosine vlb",
+]
+SMALL = ["nll.draws=4", "nll.images=16", "sample.count=64", "sample.sampler.respacing=10", "metrics.kid_subset_size=32"]
+
+
+@dataclass
+class Study:
+    store: Path
+    output: str
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Fingerprint of a train step -> SHA-256 of the weights it left."""
+        files = self.store.glob("train/*/model.safetensors")
+        return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def command(store: Path, *arguments: str, images: int = 2560) -> list[str]:
+    settings = ["--set", f"train.images={images}", *SMALL]
+    script = str(ROOT / "pipelines" / "ablation.py")
+    return [sys.executable, script, "iddpm-objectives", "--store", str(store), *arguments, *settings]
+
+
+def call(store: Path, *arguments: str, images: int = 2560) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(store, *arguments, images=images), capture_output=True, text=True, timeout=500, cwd=ROOT
+    )
+
+
+def tables(text: str) -> str:
+    """What was printed, without the lines that tell how long it took."""
+    return "\n".join(line for line in text.splitlines() if " cells run in " not in line)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    store = tmp_path_factory.mktemp("study")
+    ended = call(store)
+    assert ended.returncode == 0, ended.stderr
+    return Study(store, ended.stdout)
+
+
+@pytest.fixture(scope="session")
+def client(study: Study) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{study.store / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="session")
+def parent(client: MlflowClient) -> Run:
+    experiment = client.get_experiment_by_name("iddpm-objectives")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` = ''")
+    (run,) = [
+        run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags
+    ]
+    assert runs is not None
+    return run
+
+
+@pytest.fixture(scope="session")
+def children(client: MlflowClient, parent: Run) -> dict[str, Run]:
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    return {run.data.tags["papertable.variant"]: run for run in runs}
+
+
+def test_the_table_has_every_row_with_the_papers_numbers_beside_ours(study: Study) -> None:
+    for row, paper_nll, paper_fid in zip(
+        ROWS, (3.73, 3.37, 3.26, 3.26, 3.17, 2.94), (3.29, 2.90, 3.07, 3.05, 3.19, 11.47), strict=True
+    ):
+        (line,) = [line for line in study.output.splitlines() if row in line and f"{paper_fid:.2f}" in line]
+        assert f"{paper_nll:.2f}" in line
+        assert len(re.findall(r"\d+\.\d+", line)) >= 5  # paper's two, our NLL, distance and KID
+
+
+def test_the_table_is_also_left_as_markdown_csv_and_pictures(study: Study) -> None:
+    (directory,) = (study.store / "studies").iterdir()
+    markdown = (directory / "comparison.md").read_text()
+    assert all(row in markdown for row in ROWS)
+    with (directory / "comparison.csv").open() as stream:
+        assert {line["variant"] for line in csv.DictReader(stream)} >= set(ROWS)
+    for picture in ("nll_bpd-fd.png", "curves.png"):
+        assert (directory / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_call_runs_nothing_and_prints_the_same_table(study: Study) -> None:
+    records = {file: file.stat().st_mtime_ns for file in study.store.glob("*/*/record.json")}
+    again = call(study.store)
+    assert again.returncode == 0
+    assert tables(again.stdout) == tables(study.output)
+    assert {file: file.stat().st_mtime_ns for file in study.store.glob("*/*/record.json")} == records
+    assert "0 cells run" in again.stdout
+
+
+def test_one_more_seed_leaves_only_the_new_cells_to_run(study: Study) -> None:
+    plan = call(study.store, "--seeds", "2", "--dry-run").stdout.splitlines()
+    for row in ROWS:
+        first, second = (line for line in plan if row in line)
+        assert first.endswith("done")
+        assert "to run: train" in second
+
+
+@pytest.mark.mlflow
+def test_mlflow_has_one_parent_and_a_child_for_each_row(parent: Run, children: dict[str, Run]) -> None:
+    assert sorted(children) == sorted(ROWS)
+    assert parent.info.status == "FINISHED"
+    assert {run.info.status for run in children.values()} == {"FINISHED"}
+
+
+@pytest.mark.mlflow
+def test_mlflow_children_carry_the_config_of_their_row(children: dict[str, Run]) -> None:
+    assert children["1K linear simple"].data.params["diffusion.num_timesteps"] == "1000"
+    assert children["4K cosine vlb"].data.params["train.timesteps.kind"] == "loss_second_moment"
+    assert children["4K cosine vlb"].data.params["diffusion.loss"] == "vlb"
+
+
+@pytest.mark.mlflow
+def test_mlflow_curves_are_the_journals_point_for_point(
+    study: Study, client: MlflowClient, children: dict[str, Run]
+) -> None:
+    journals = [
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in study.store.glob("train/*/journal.jsonl")
+    ]
+    expected = sorted(sorted((line["step"], round(line["metrics"]["loss"], 9)) for line in lines) for lines in journals)
+    histories = [client.get_metric_history(run.info.run_id, "loss") for run in children.values()]
+    assert sorted(sorted((p.step, round(p.value, 9)) for p in history) for history in histories) == expected
+
+
+@pytest.mark.mlflow
+def test_mlflow_children_show_a_sample_grid_and_the_final_metrics(
+    client: MlflowClient, children: dict[str, Run]
+) -> None:
+    for run in children.values():
+        assert "grid.png" in [file.path for file in client.list_artifacts(run.info.run_id)]
+        assert {"nll_bpd", "nll_bpd_se", "fd", "kid", "kid_se"} <= set(run.data.metrics)
+        assert len(run.data.metrics) < 40
+
+
+@pytest.mark.mlflow
+def test_the_mlflow_parent_holds_the_table(client: MlflowClient, parent: Run, tmp_path: Path) -> None:
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"comparison.md", "comparison.csv", "comparison.json", "nll_bpd-fd.png", "curves.png"} <= files
+    downloaded = Path(client.download_artifacts(parent.info.run_id, "comparison.md", str(tmp_path)))
+    assert all(row in downloaded.read_text() for row in ROWS)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with (tmp_path / "log").open("wb") as log:
+        arguments = command(tmp_path / "store", "--checkpoint-seconds", "0.5", images=25_600)
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=ROOT)
+        yield process
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the study ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_study_whose_driver_was_ended_goes_on_where_it_was(
+    started: subprocess.Popen[bytes], tmp_path: Path, signum: signal.Signals
+) -> None:
+    store = tmp_path / "store"
+
+    def finished() -> set[str]:
+        return {file.parent.name for file in store.glob("train/*/record.json")}
+
+    def at_work() -> set[str]:
+        return {file.parent.parent.name for file in store.glob("train/*/checkpoints/LATEST")} - finished()
+
+    wait_until(lambda: len(finished()) >= 2 and at_work(), started)
+    os.kill(started.pid, signum)
+    assert started.wait(60) == (75 if signum == signal.SIGTERM else -signum)
+    done, interrupted = finished(), at_work()
+    times = {name: (store / "train" / name / "record.json").stat().st_mtime_ns for name in done}
+    first_lines = {name: (store / "train" / name / "journal.jsonl").read_text().splitlines()[0] for name in interrupted}
+
+    again = call(store, "--checkpoint-seconds", "0.5", images=25_600)
+
+    assert again.returncode == 0, again.stderr
+    assert {name: (store / "train" / name / "record.json").stat().st_mtime_ns for name in done} == times
+    for name, line in first_lines.items():
+        journal = (store / "train" / name / "journal.jsonl").read_text().splitlines()
+        assert journal[0] == line, "training began anew instead of going on"
+        steps = [json.loads(entry)["step"] for entry in journal]
+        assert steps == sorted(set(steps))

@@ -1,0 +1,152 @@
+"""Does the U-Net compute what the papers describe?"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from diffusion.layers import AttentionBlock, ResBlock, timestep_embedding, timestep_frequencies
+from diffusion.unet import UNet, UNetConfig
+
+SMALL = {"image_size": 8, "channels": 1, "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
+
+
+def small_config(**changes):
+    return UNetConfig(**{**SMALL, "attention_resolutions": (4,), "num_heads": 2, **changes})
+
+
+def randomized(module, seed=0):
+    """The module with no parameter at its initial value: zero-initialised layers would hide what is behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    return module.eval()
+
+
+def draw(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_t_is_embedded_as_cosines_then_sines_of_falling_frequencies():
+    dim, ts = 32, [0.0, 0.25, 7.0, 999.75]
+    found = timestep_embedding(torch.tensor(ts), timestep_frequencies(dim))
+    for row, t in zip(found, ts, strict=True):
+        phases = [t * 10000 ** (-k / (dim // 2)) for k in range(dim // 2)]
+        expected = [math.cos(p) for p in phases] + [math.sin(p) for p in phases]
+        # float32 rounds a phase of up to 1000 by up to 6e-5.
+        assert row.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_steps_between_whole_ones_are_told_apart():
+    network = randomized(UNet(small_config(), out_channels=1))
+    x = draw(3, 1, 8, 8)
+    assert not torch.equal(network(x, torch.full((3,), 5.0)), network(x, torch.full((3,), 5.25)))
+
+
+def test_a_fresh_network_predicts_zero():
+    network = UNet(small_config(), out_channels=2)
+    assert torch.equal(network(draw(2, 1, 8, 8), torch.tensor([3.0, 4.0])), torch.zeros(2, 2, 8, 8))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_attention_is_softmax_over_pixels_with_channels_ordered_head_then_q_k_v(memory_format):
+    heads, width, x = 2, 32, draw(2, 64, 3, 5)
+    block = randomized(AttentionBlock(2 * width, num_heads=heads))
+    h = functional.group_norm(x, 32, block.norm.weight, block.norm.bias, 1e-5).reshape(2, 64, 15)
+    qkv = torch.einsum("oc,bcp->bop", block.qkv.weight[:, :, 0], h) + block.qkv.bias[:, None]
+    out = []
+    for head in range(heads):
+        q, k, v = qkv[:, head * 3 * width : (head + 1) * 3 * width].split(width, dim=1)
+        weight = torch.softmax(torch.einsum("bcp,bcs->bps", q, k) / math.sqrt(width), dim=-1)
+        out.append(torch.einsum("bps,bcs->bcp", weight, v))
+    mixed = torch.einsum("oc,bcp->bop", block.proj_out.weight[:, :, 0], torch.cat(out, dim=1))
+    expected = x + (mixed + block.proj_out.bias[:, None]).reshape(x.shape)
+    # float32 sums of 64 terms of order 1 in another order.
+    torch.testing.assert_close(block(x.contiguous(memory_format=memory_format)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("conditioning", ["adagn", "additive"])
+def test_t_enters_a_residual_block_by_the_chosen_conditioning(conditioning):
+    block = ResBlock(32, 64, emb_channels=16, dropout=0.0, conditioning=conditioning)
+    block = randomized(block)
+    x, emb = draw(2, 32, 4, 4), draw(2, 16, seed=2)
+    parameters = dict(block.named_parameters())
+
+    def conv(name, h, padding):
+        return functional.conv2d(h, parameters[f"{name}.weight"], parameters[f"{name}.bias"], padding=padding)
+
+    def norm(name, h):
+        return functional.group_norm(h, 32, parameters[f"{name}.weight"], parameters[f"{name}.bias"], 1e-5)
+
+    h = conv("in_layers.2", functional.silu(norm("in_layers.0", x)), 1)
+    from_t = (emb @ parameters["emb_layers.1.weight"].T + parameters["emb_layers.1.bias"])[:, :, None, None]
+    if conditioning == "adagn":
+        h = norm("out_layers.0", h) * (1 + from_t[:, :64]) + from_t[:, 64:]
+    else:
+        h = norm("out_layers.0", h + from_t)
+    expected = conv("skip_connection", x, 0) + conv("out_layers.3", functional.silu(h), 1)
+    torch.testing.assert_close(block(x, emb), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("resample", "size"), [("down", 2), ("up", 8)])
+def test_a_resampling_block_changes_the_size_of_what_it_skips_too(resample, size):
+    block = ResBlock(32, 32, emb_channels=16, dropout=0.0, conditioning="adagn", resample=resample)
+    x = draw(2, 32, 4, 4)
+    out = block(x, draw(2, 16))  # fresh: the residual branch is zero, what remains is the skip
+    assert out.shape == (2, 32, size, size)
+    torch.testing.assert_close(out.mean(dim=(2, 3)), x.mean(dim=(2, 3)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"channels": 3, "channel_mult": (1, 2, 2), "num_res_blocks": 2, "attention_resolutions": ()},
+        {"resblock_updown": True, "num_heads": None, "num_head_channels": 16},
+        {"conditioning": "additive", "attention_resolutions": (8, 4)},
+    ],
+)
+def test_every_parameter_of_a_network_takes_part(changes):
+    config = small_config(**changes)
+    network = randomized(UNet(config, out_channels=config.channels))
+    network(draw(2, config.channels, 8, 8), torch.tensor([1.0, 2.0])).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_images_of_a_batch_do_not_see_one_another():
+    network = randomized(UNet(small_config(), out_channels=1))
+    x, t = draw(4, 1, 8, 8), torch.tensor([1.0, 20.0, 300.0, 999.0])
+    # One image alone goes through other convolution kernels: the same sums in another order.
+    torch.testing.assert_close(network(x, t)[2:3], network(x[2:3], t[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_class_changes_the_prediction_and_must_be_given_exactly_when_there_are_classes():
+    x, t = draw(2, 1, 8, 8), torch.tensor([1.0, 1.0])
+    conditional = randomized(UNet(small_config(num_classes=10), out_channels=1))
+    assert not torch.equal(conditional(x, t, torch.tensor([0, 0])), conditional(x, t, torch.tensor([1, 1])))
+    with pytest.raises(ValueError, match="y was not given"):
+        conditional(x, t)
+    with pytest.raises(ValueError, match="num_classes=None"):
+        UNet(small_config(), out_channels=1)(x, t, torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_channels": 48}, r"48 channels: GroupNorm needs multiples of 32"),
+        ({"image_size": 12, "channel_mult": (1, 1, 1, 1)}, r"image_size=12 cannot be halved 3 times"),
+        ({"attention_resolutions": (16, 4)}, r"\(8, 4\) pixels wide, none is 16"),
+        ({"num_heads": 3}, r"num_heads=3: must divide .* has 64"),
+        ({"num_head_channels": 16}, r"set one of them, and the other to null"),
+        ({"num_heads": None, "num_head_channels": 48}, r"num_head_channels=48: must divide"),
+        ({"dropout": 1.0}, r"dropout=1.0"),
+        ({"num_res_blocks": 0}, r"num_res_blocks=0"),
+        ({"channel_mult": ()}, r"channel_mult=\(\)"),
+        ({"num_classes": 0}, r"num_classes=0"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused_with_the_reason(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(**changes)
