@@ -1,4 +1,4 @@
-"""How does one step go forward, and back? q (Ho et al. 2020, section 2) and p with fixed or learned variance (IDDPM)."""
+"""How does one step go forward, and back? q (Ho et al. 2020, section 2); p with fixed or learned variance (IDDPM)."""
 
 from __future__ import annotations
 

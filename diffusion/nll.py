@@ -63,7 +63,7 @@ def nll_full(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "n"],
     seed: int, clip_denoised: bool = True, on_step: Callable[[int, int], None] | None = None,
 ) -> NllTerms:  # fmt: skip
-    """Every term of the bound, each with noise of its own that is a function of (seed, index, t): T forwards an image."""
+    """Every term of the bound, each with noise of its own, a function of (seed, index, t): T forwards an image."""
     terms = torch.empty(len(x_start), schedule.num_timesteps, dtype=torch.float64, device=x_start.device)
     for step in range(schedule.num_timesteps):
         eps = normal(seed=seed, stream=NLL_NOISE, step=step, index=index, shape=tuple(x_start.shape[1:]))

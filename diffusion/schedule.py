@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int64
@@ -103,7 +104,7 @@ class NoiseSchedule:
 
 
 def linear(num_timesteps: int, *, rescale_timesteps: bool = True) -> NoiseSchedule:
-    """Ho et al. 2020's schedule, scaled to any T: betas from 0.1/T to 20/T. Raises ValueError for T <= 20 (beta >= 1)."""
+    """Ho et al. 2020's schedule at any T: betas from 0.1/T to 20/T. Raises ValueError for T <= 20 (beta >= 1)."""
     if num_timesteps <= 20:
         raise ValueError(
             f"diffusion.num_timesteps={num_timesteps}: the linear schedule ends at beta = 20/T, which must be below 1; "
@@ -123,7 +124,7 @@ def cosine(num_timesteps: int, *, rescale_timesteps: bool = True) -> NoiseSchedu
         return math.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
 
     levels = [level(i / num_timesteps) for i in range(num_timesteps + 1)]
-    betas = [min(1 - after / before, MAX_BETA) for before, after in zip(levels, levels[1:], strict=False)]
+    betas = [min(1 - after / before, MAX_BETA) for before, after in pairwise(levels)]
     return NoiseSchedule.from_betas(torch.tensor(betas, dtype=torch.float64), rescale_timesteps=rescale_timesteps)
 
 

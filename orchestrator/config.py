@@ -7,7 +7,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The config that to_dict() was given. Strict: ValueError for unknown keys, missing ones and values of another type."""
+    """The config that to_dict() was given. ValueError for unknown or missing keys, and for values of another type."""
     return _build(cls, data, path="")
 
 
@@ -39,20 +39,25 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     return from_dict(type(config), data)
 
 
-def parse_override(setting: str) -> tuple[str, Any]:
-    """ "train.lr=3e-4" -> ("train.lr", 3e-4). The value is JSON; what is no JSON is a string."""
-    path, equals, text = setting.partition("=")
-    if not equals or not path:
-        raise ValueError(f"{setting!r} is no setting: write KEY=VALUE, such as train.lr=3e-4")
-    try:
-        return path, json.loads(text)
-    except json.JSONDecodeError:
-        return path, text
+def override_text(config: T, settings: Sequence[str]) -> T:
+    """override() with settings as a command line has them, such as "train.lr=3e-4".
+
+    A value is JSON, except for a setting that holds a string: that takes the text as it stands.
+    """
+    strings = {path for path, value in _leaves(to_dict(config), "") if isinstance(value, str)}
+    changes = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ValueError(f"{setting!r} is no setting: write KEY=VALUE, such as train.lr=3e-4")
+        changes[path] = text if path in strings else _json_or_text(text)
+    return override(config, changes)
 
 
 def flatten(config: Any) -> dict[str, Any]:
     """{"a.b": scalar}; lists become JSON text. For tables of parameters."""
-    return dict(_leaves(to_dict(config), ""))
+    leaves = _leaves(to_dict(config), "")
+    return {path: json.dumps(value) if isinstance(value, list) else value for path, value in leaves}
 
 
 def diff(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
@@ -72,6 +77,13 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
@@ -86,9 +98,9 @@ def _to_json(value: Any) -> Any:
 
 def _build(cls: type[T], data: Any, *, path: str) -> T:
     """Fields are read one by one, so that every complaint names its dotted field; configs check themselves last."""
+    fields = _types(typing.cast(Any, cls))
     if not isinstance(data, Mapping):
-        raise ValueError(f"{path or cls.__name__}={data!r}: must be an object with the keys {', '.join(_types(cls))}")
-    fields = _types(cls)
+        raise ValueError(f"{path or cls.__name__}={data!r}: must be an object with the keys {', '.join(fields)}")
     for key in data:
         if key not in fields:
             raise ValueError(_unknown(_join(path, key), key, list(fields)))
@@ -185,7 +197,7 @@ def _leaves(data: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
         if isinstance(value, Mapping):
             found += _leaves(value, _join(path, key))
         else:
-            found.append((_join(path, key), json.dumps(value) if isinstance(value, list) else value))
+            found.append((_join(path, key), value))
     return found
 
 

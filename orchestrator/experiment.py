@@ -1,4 +1,4 @@
-"""What is a study? A paper's table as data: rows, seeds, columns, the paper's own numbers and what it claims of them."""
+"""What is a study? A paper's table as data: rows, seeds, columns, the paper's own numbers and its orderings."""
 
 from __future__ import annotations
 

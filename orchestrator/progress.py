@@ -87,16 +87,15 @@ class Watcher:
         return found
 
     def seconds_left(self) -> float | None:
-        """Estimated seconds until the study ends; None until a step has shown its speed."""
-        left = [self._cell_seconds_left(cell) for cell in self.cells if not cell.is_done and cell.failed is None]
-        if any(seconds is None for seconds in left):
-            known = [seconds for seconds in left if seconds is not None]
-            if not known:
-                return None
-            left = [fmean(known) if seconds is None else seconds for seconds in left]
-        amounts = [seconds for seconds in left if seconds is not None]
+        """Estimated seconds until the study ends; None until the steps have shown how long they take."""
+        open_cells = [cell for cell in self.cells if not cell.is_done and cell.failed is None]
+        known = [seconds for cell in open_cells if (seconds := self._cell_seconds_left(cell)) is not None]
+        if open_cells and not known:
+            return None
+        # A cell whose steps nobody has timed yet is taken to be like those that are known.
+        total = sum(known) + fmean(known or [0.0]) * (len(open_cells) - len(known))
         # Cells side by side end with the longest of them, however many may run at once.
-        return max(sum(amounts) / self._concurrent, max(amounts, default=0.0))
+        return max(total / self._concurrent, max(known, default=0.0))
 
     def step_seconds_left(self, cell: Cell, step: Step, progress: StepProgress) -> float | None:
         """Seconds left of a running step at the speed seen since this watcher first saw it; None without a speed."""
@@ -107,20 +106,16 @@ class Watcher:
         return max(progress.total - progress.done, 0.0) * elapsed / advanced - (time.time() - progress.time)
 
     def _cell_seconds_left(self, cell: Cell) -> float | None:
-        seconds = 0.0
-        for step in cell.steps:
-            if step.key in cell.finished:
-                continue
-            expected = self._typical(step)
-            if step is cell.current:
-                progress = StepProgress.read(self._store.path(step))
-                if progress is not None and progress.time >= self._began:
-                    expected = self.step_seconds_left(cell, step, progress)
-            if expected is not None:
-                seconds += max(expected, 0.0)
-            elif step is cell.current or step.name not in self._seconds:
-                return None if not seconds else seconds
-        return seconds
+        """Time of the cell's remaining steps, as far as they have been timed; None when none has been."""
+        expected = [self._expected(cell, step) for step in cell.steps if step.key not in cell.finished]
+        timed = [max(seconds, 0.0) for seconds in expected if seconds is not None]
+        return sum(timed) if timed else None
+
+    def _expected(self, cell: Cell, step: Step) -> float | None:
+        progress = StepProgress.read(self._store.path(step)) if step is cell.current else None
+        if progress is None or progress.time < self._began:
+            return self._typical(step)
+        return self.step_seconds_left(cell, step, progress)
 
     def _typical(self, step: Step) -> float | None:
         known = self._seconds.get(step.name)

@@ -63,7 +63,7 @@ def cluster_resources() -> dict[str, float]:
 
 
 def head_resource() -> dict[str, float]:
-    """A sliver of the head node: where trial drivers run. A cluster without a trial_driver resource still has a head."""
+    """Where trial drivers run: the head's trial_driver resource, or, in a cluster without one, a sliver of its head."""
     if TRIAL_DRIVER in ray.cluster_resources():
         return {TRIAL_DRIVER: 1.0}
     return {"node:__internal_head__": 0.001}

@@ -36,7 +36,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the row that should be better is, with how far that may be off; None when nothing is known of that."""
+    """By how much the row that should be better is better, and how far off that may be (None: not known)."""
 
     advantage: float
     uncertainty: float | None
@@ -74,7 +74,8 @@ def _pairs(claim: Claim, rows: list[str]) -> list[tuple[str, str]]:
 
 
 def _difference(better: Measured | None, worse: Measured | None, column: Column) -> Difference:
-    assert better is not None and worse is not None
+    assert better is not None
+    assert worse is not None
     sign = 1.0 if column.best == "max" else -1.0
     seeds = sorted(better.by_seed.keys() & worse.by_seed.keys())
     advantages = [sign * (better.by_seed[seed] - worse.by_seed[seed]) for seed in seeds]

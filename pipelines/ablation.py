@@ -15,17 +15,19 @@ from typing import Annotated, Any
 
 import tyro
 
+from orchestrator.config import override_text
 from orchestrator.display import Display, duration
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.materialize import pending
 from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
-from pipelines.cli import Overrides, Places, apply_overrides, choose, run
+from pipelines.cli import Overrides, Places, choose, run
 from pipelines.configs import RunConfig
 from pipelines.plan import plan
 from pipelines.presets import PRESETS
 
 SOME_CELLS_FAILED = 4
+HERE = Places()
 LEARNED = {"diffusion.variance": "learned_range"}
 SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
 HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
@@ -63,7 +65,9 @@ def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
             },
         },
         columns=(
-            Column(metric="nll_bpd", label="NLL (bits/dim)", format=".3f", best="min", error="nll_bpd_se", count="nll_images"),
+            Column(
+                metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images"
+            ),
             Column(metric="fd", label="Frechet distance", format=".2f", best="min", count="fd_samples"),
             Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples"),
         ),
@@ -123,7 +127,7 @@ def main(
     /,
     preset: str = "tiny",
     seeds: int = 1,
-    places: Annotated[Places, tyro.conf.arg(name="")] = Places(),
+    places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
     set: Overrides = (),
     address: str | None = None,
     tracking_uri: str | None = None,
@@ -161,7 +165,7 @@ def build(study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = ()
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     chosen = choose("study", study, STUDIES)
-    base = apply_overrides(choose("preset", preset, PRESETS)(), settings)
+    base = override_text(choose("preset", preset, PRESETS)(), settings)
     return chosen.experiment(base, tuple(range(seeds)))
 
 

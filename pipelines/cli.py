@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.config import override, parse_override
 from orchestrator.errors import PapertableError
 from orchestrator.step import Resources
 
@@ -73,8 +72,3 @@ def choose(what: str, name: str, choices: dict[str, Any]) -> Any:
     near = get_close_matches(name, choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(choices)}")
-
-
-def apply_overrides(config: Any, settings: Sequence[str]) -> Any:
-    """The config with settings such as "train.lr=3e-4" applied."""
-    return override(config, dict(parse_override(setting) for setting in settings))

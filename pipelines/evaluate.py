@@ -91,8 +91,8 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
     ours, theirs = GaussianStats.of(samples), GaussianStats.of(reference)
     distance = clean_fid_frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
     value, error = kid(
-        samples, reference,
-        subsets=config.kid_subsets, subset_size=min(config.kid_subset_size, len(reference), len(samples)), seed=config.seed,
+        samples, reference, seed=config.seed,
+        subsets=config.kid_subsets, subset_size=min(config.kid_subset_size, len(reference), len(samples)),
     )  # fmt: skip
     protocol = {"network": network, "reference": f"{len(reference)} test images", "samples": len(samples)}
     ctx.write_metrics(
