@@ -39,6 +39,9 @@ class Backend(Protocol):
         fn must be a pure function of its item: an item whose worker died is run again elsewhere.
         """
 
+    def release(self) -> None:
+        """Give back the workers that map keeps warm from one call to the next."""
+
 
 class LocalBackend:
     """Everything in this process, on one CPU worker: for single steps run by hand, and for tests without Ray."""
@@ -62,3 +65,6 @@ class LocalBackend:
             if on_result is not None:
                 on_result(index, results[-1])
         return results
+
+    def release(self) -> None:
+        """There is nothing to give back."""

@@ -75,9 +75,11 @@ class RayBackend:
     def __init__(self, storage: Path, *, worker_losses_allowed: int = 8) -> None:
         self._storage = storage
         self._worker_losses_allowed = worker_losses_allowed
+        self._pool: list[Any] = []
 
     def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
         """Run fn on a group of workers (gloo on CPUs, NCCL on GPUs); see Backend.spmd."""
+        self.release()
         losses = 0
         while True:
             try:
@@ -93,22 +95,32 @@ class RayBackend:
     def map(
         self, fn: Callable[[Any], Any], items: Sequence[Any], *, resources: Resources, on_result: OnResult | None = None
     ) -> list[Any]:
-        """Run fn over a pool of actors; see Backend.map."""
+        """Run fn over a pool of actors; see Backend.map. The pool stays for the next call: processes start slowly."""
         size = min(resources.workers, len(items))
-        actor = ray.remote(_MapActor).options(
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker,
-            max_restarts=-1,
-            max_task_retries=self._worker_losses_allowed,
-            # Outside the trial driver's own placement group, which holds no CPU.
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
+        if len(self._pool) < size:
+            self.release()
+            self._pool = [self._actor(resources) for _ in range(size)]
+        return _drain(self._pool[:size], fn, items, on_result)
+
+    def release(self) -> None:
+        """End the pool, so that its CPUs and GPUs are free."""
+        pool, self._pool = self._pool, []
+        for actor in pool:
+            ray.kill(actor)
+
+    def _actor(self, resources: Resources) -> Any:
+        return (
+            ray.remote(_MapActor)
+            .options(
+                num_cpus=resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_worker,
+                max_restarts=-1,
+                max_task_retries=self._worker_losses_allowed,
+                # Outside the trial driver's own placement group, which holds no CPU.
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+            )
+            .remote()
         )
-        actors = [actor.remote(fn) for _ in range(size)]
-        try:
-            return _drain(actors, items, on_result)
-        finally:
-            for handle in actors:
-                ray.kill(handle)
 
     def _trainer(
         self, fn: Callable[[SpmdContext, Any], Any], payload: Any, name: str, resources: Resources
@@ -135,22 +147,22 @@ class RayBackend:
 
 
 class _MapActor:
-    def __init__(self, fn: Callable[[Any], Any]) -> None:
-        self._fn = fn
-
-    def run(self, item: Any) -> Any:
-        return self._fn(item)
+    def run(self, fn: Callable[[Any], Any], item: Any) -> Any:
+        return fn(item)
 
 
-def _drain(actors: Sequence[Any], items: Sequence[Any], on_result: OnResult | None) -> list[Any]:
+def _drain(
+    actors: Sequence[Any], fn: Callable[[Any], Any], items: Sequence[Any], on_result: OnResult | None
+) -> list[Any]:
     results: list[Any] = [None] * len(items)
+    shared = ray.put(fn)
     waiting = iter(enumerate(items))
     running: dict[Any, tuple[int, Any]] = {}
 
     def feed(actor: Any) -> None:
         if (following := next(waiting, None)) is not None:
             index, item = following
-            running[actor.run.remote(item)] = (index, actor)
+            running[actor.run.remote(shared, item)] = (index, actor)
 
     for actor in actors:
         feed(actor)

@@ -68,7 +68,10 @@ class TrialRunner:
 
     def __call__(self, trial: Trial) -> None:
         steps = self.plan(trial.config).values()
-        materialize(steps, ArtifactStore(self.store), backend=self.backend, resources=self.resources)
+        try:
+            materialize(steps, ArtifactStore(self.store), backend=self.backend, resources=self.resources)
+        finally:
+            self.backend.release()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Schedules: the published betas, their derived tables, and respacing as data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffusion.schedule import NoiseSchedule, cosine, kept_timesteps, linear, respace
+
+lengths = st.integers(25, 400)
+
+
+def test_linear_betas_are_the_published_ones() -> None:
+    schedule = linear(4000)
+    assert schedule.betas[0].item() == pytest.approx(2.5e-5, rel=1e-12)
+    assert schedule.betas[-1].item() == pytest.approx(5e-3, rel=1e-12)
+    np.testing.assert_allclose(linear(1000).betas.numpy(), np.linspace(1e-4, 0.02, 1000), rtol=1e-14)
+
+
+def test_cosine_alphas_cumprod_follow_the_squared_cosine_up_to_the_clip() -> None:
+    schedule = cosine(1000)
+    f = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
+    np.testing.assert_allclose(schedule.alphas_cumprod[:-1].numpy(), np.array(f[1:-1]) / f[0], rtol=1e-9)
+    assert schedule.betas[-1].item() == 0.999
+
+
+@pytest.mark.parametrize("steps", [2, 19, 20])
+def test_a_linear_chain_too_short_for_betas_below_one_says_how_long_it_must_be(steps: int) -> None:
+    with pytest.raises(ValueError, match="at least 21 steps"):
+        linear(steps)
+
+
+@given(steps=lengths)
+def test_the_tables_are_the_posterior_of_bayes_rule(steps: int) -> None:
+    s = linear(steps)
+    t = steps // 2
+    alpha, beta, before = 1 - s.betas[t], s.betas[t], s.alphas_cumprod_prev[t]
+    # q(x_{t-1} | x_t, x_0) is the product of N(x_t; sqrt(alpha) x_{t-1}, beta) and N(x_{t-1}; sqrt(before) x_0, 1-before).
+    precision = alpha / beta + 1 / (1 - before)
+    assert s.posterior_variance[t].item() == pytest.approx((1 / precision).item(), rel=1e-9)
+    assert s.posterior_mean_coef1[t].item() == pytest.approx(
+        (before.sqrt() / (1 - before) / precision).item(), rel=1e-9
+    )
+    assert s.posterior_mean_coef2[t].item() == pytest.approx((alpha.sqrt() / beta / precision).item(), rel=1e-9)
+
+
+def test_the_first_posterior_variance_is_zero_and_its_clipped_logarithm_the_seconds() -> None:
+    s = cosine(100)
+    assert s.posterior_variance[0] == 0
+    assert s.posterior_log_variance_clipped[0] == s.posterior_log_variance_clipped[1] == s.posterior_variance[1].log()
+    assert s.fixed_large_log_variance[0] == s.posterior_variance[1].log()
+    assert torch.equal(s.fixed_large_log_variance[1:], s.betas[1:].log())
+
+
+@given(steps=lengths, data=st.data())
+def test_respacing_keeps_alphas_cumprod_and_names_the_originals(steps: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, steps))
+    schedule = cosine(steps)
+    spaced = respace(schedule, str(count))
+    kept = spaced.timestep_map
+    assert kept[0] == 0
+    assert kept[-1] == steps - 1
+    torch.testing.assert_close(spaced.alphas_cumprod, schedule.alphas_cumprod[kept], rtol=1e-12, atol=1e-15)
+    assert torch.equal(spaced.model_t(torch.arange(count)), schedule.model_t(kept))
+
+
+@pytest.mark.parametrize("make", [linear, cosine])
+def test_respacing_to_every_step_changes_nothing(make: type[NoiseSchedule]) -> None:
+    schedule = make(100)
+    for spaced in (respace(schedule, ""), respace(schedule, "100"), respace(schedule, "ddim100")):
+        torch.testing.assert_close(spaced.betas, schedule.betas, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "counts"), [(4000, (25, 50, 100, 200, 250, 400, 1000)), (1000, (25, 50, 100, 250, 500))]
+)
+def test_the_papers_counts_are_evenly_spaced(steps: int, counts: tuple[int, ...]) -> None:
+    for count in counts:
+        assert kept_timesteps(steps, str(count)) == np.round(np.linspace(0, steps - 1, count)).astype(int).tolist()
+
+
+def test_sections_keep_their_first_and_last_step_and_earlier_ones_are_longer() -> None:
+    kept = kept_timesteps(11, "2,3,1")  # sections of 4, 4 and 3 steps
+    assert kept == [0, 3, 4, 6, 7, 8]  # the middle's stride 1.5 lands on 5.5, and half rounds to even
+    assert kept_timesteps(1000, "90,60,60,20,20") == kept_timesteps(1000, [90, 60, 60, 20, 20])
+
+
+def test_ddim_strides_from_zero_and_stops_short_of_the_end() -> None:
+    assert kept_timesteps(1000, "ddim25") == list(range(0, 1000, 40))
+    assert sum(_expressible(1000, count) for count in range(1, 1001)) == 62
+
+
+def _expressible(steps: int, count: int) -> bool:
+    return any(len(range(0, steps, stride)) == count for stride in range(1, steps))
+
+
+@pytest.mark.parametrize(
+    ("respacing", "complaint"),
+    [("ddim400", "no whole stride"), ("1001", "cannot keep 1001"), ("250,0,x", "write a count"), ("1", "at least 2")],
+)
+def test_a_respacing_that_cannot_be_is_refused(respacing: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        respace(linear(1000), respacing)
+
+
+def test_the_model_is_told_a_thousandth_scale_only_when_rescaled() -> None:
+    t = torch.tensor([0, 1, 3999])
+    assert linear(4000).model_t(t).tolist() == [0.0, 0.25, 999.75]
+    assert linear(4000, rescale_timesteps=False).model_t(t).tolist() == [0.0, 1.0, 3999.0]
