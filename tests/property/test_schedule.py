@@ -40,7 +40,7 @@ def test_the_tables_are_the_posterior_of_bayes_rule(steps: int) -> None:
     s = linear(steps)
     t = steps // 2
     alpha, beta, before = 1 - s.betas[t], s.betas[t], s.alphas_cumprod_prev[t]
-    # q(x_{t-1} | x_t, x_0) is the product of N(x_t; sqrt(alpha) x_{t-1}, beta) and N(x_{t-1}; sqrt(before) x_0, 1-before).
+    # q(x_{t-1} | x_t, x_0) is a product of N(x_t; sqrt(alpha) x_{t-1}, beta) and N(x_{t-1}; sqrt(before) x_0, 1-before)
     precision = alpha / beta + 1 / (1 - before)
     assert s.posterior_variance[t].item() == pytest.approx((1 / precision).item(), rel=1e-9)
     assert s.posterior_mean_coef1[t].item() == pytest.approx(

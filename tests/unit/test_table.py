@@ -1,0 +1,143 @@
+"""The table and its verdicts, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
+from orchestrator.plots import curves, scatter
+from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
+from orchestrator.verdicts import Outcome
+from tests.unit.test_experiment import Config
+
+DEEP_WINS = Better(text="deep wins", metric="loss", better="deep", worse="shallow")
+COLUMNS = (
+    Column(metric="loss", label="loss", format=".2f", best="min", error="loss_se", count="images"),
+    Column(metric="fd", label="FD", format=".1f", best="min"),
+)
+
+
+def table(
+    losses: Mapping[str, list[float]],
+    *,
+    claims: tuple[Claim, ...] = (DEEP_WINS,),
+    se: float = 0.1,
+    failed: tuple[str, ...] = (),
+    protocol: Mapping[str, str] | None = None,
+    notes: Mapping[str, tuple[str, ...]] | None = None,
+) -> ComparisonTable:
+    seeds = tuple(range(max(len(values) for values in losses.values())))
+    rows: Mapping[str, Any] = {variant: {"depth": number + 1} for number, variant in enumerate(losses)}
+    experiment = Experiment(
+        name="depths", title="Depths", question="?", source="Nobody 2020, table 1", base=Config(depth=99),
+        variants=rows, seeds=seeds, columns=COLUMNS, paper_columns=(PaperColumn(key="loss", label="paper loss"),),
+        paper={variant: {"loss": 7.25} for variant in rows}, claims=claims,
+    )  # fmt: skip
+    results: list[TrialResult | FailedTrial] = []
+    for variant, values in losses.items():
+        for seed, value in enumerate(values):
+            if variant in failed:
+                results.append(FailedTrial(variant, seed, "loss is nan at t = 3"))
+                continue
+            metrics = {"loss": value, "loss_se": se, "fd": 10 * value, "images": 360.0}
+            measured = {"loss": {"images": (protocol or {}).get(variant, "360")}}
+            said = (notes or {}).get(variant, ())
+            results.append(TrialResult(variant, seed, metrics, measured, said, seconds=1.0, reused=False))
+    return ComparisonTable(experiment, results)
+
+
+def outcome(losses: Mapping[str, list[float]], claim: Claim = DEEP_WINS, se: float = 0.1) -> tuple[Outcome, str]:
+    (verdict,) = table(losses, claims=(claim,), se=se).verdicts
+    return verdict.outcome, verdict.why
+
+
+def test_at_one_seed_a_difference_counts_from_two_standard_errors() -> None:
+    # Two independent errors of 0.1 make 0.1414 for the difference; twice that is 0.283.
+    assert outcome({"shallow": [2.0], "deep": [1.7]}) == ("shown", "-0.30 ± 0.28")
+    assert outcome({"shallow": [2.0], "deep": [1.75]}) == ("not resolved", "-0.25 ± 0.28")
+    assert outcome({"shallow": [2.0], "deep": [2.25]})[0] == "not resolved"
+    assert outcome({"shallow": [2.0], "deep": [2.3]}) == ("not shown", "+0.30 ± 0.28")
+
+
+def test_without_an_error_only_the_sign_counts_and_that_is_said() -> None:
+    claim = Better(text="c", metric="fd", better="deep", worse="shallow")
+    assert outcome({"shallow": [2.0], "deep": [1.99]}, claim) == ("shown", "-0.1 (one seed, no interval)")
+    assert outcome({"shallow": [2.0], "deep": [2.01]}, claim)[0] == "not shown"
+
+
+def test_with_seeds_the_paired_differences_decide() -> None:
+    # Differences -0.2, -0.3, -0.4: mean -0.3, sd 0.1, t(0.975, 2) = 4.303, so 4.303 * 0.1 / sqrt(3) = 0.248.
+    assert outcome({"shallow": [2.0, 3.0, 4.0], "deep": [1.8, 2.7, 3.6]}) == ("shown", "-0.30 ± 0.25")
+    # Differences -0.1, -0.3, -0.5: the half width doubles to 0.497.
+    assert outcome({"shallow": [2.0, 3.0, 4.0], "deep": [1.9, 2.7, 3.5]}) == ("not resolved", "-0.30 ± 0.50")
+
+
+def test_best_of_all_must_beat_every_row() -> None:
+    best = Extreme(text="best", metric="loss", variant="deep", which="best")
+    assert outcome({"a": [3.0], "b": [2.0], "deep": [1.0]}, best) == ("shown", "-1.00 ± 0.28, against b")
+    assert outcome({"a": [3.0], "b": [1.1], "deep": [1.0]}, best)[0] == "not resolved"
+    assert outcome({"a": [3.0], "b": [0.5], "deep": [1.0]}, best) == ("not shown", "+0.50 ± 0.28, against b")
+
+
+def test_worst_of_all_must_lose_to_every_row() -> None:
+    worst = Extreme(text="worst", metric="loss", variant="deep", which="worst")
+    assert outcome({"a": [1.0], "b": [2.0], "deep": [3.0]}, worst) == ("shown", "-1.00 ± 0.28, against b")
+    assert outcome({"a": [1.0], "b": [4.0], "deep": [3.0]}, worst)[0] == "not shown"
+
+
+def test_a_row_that_failed_leaves_no_verdict_and_says_why_in_its_cell() -> None:
+    failed = table({"shallow": [2.0], "deep": [1.0]}, failed=("deep",))
+    assert failed.any_failed
+    (verdict,) = failed.verdicts
+    assert (verdict.outcome, verdict.why) == ("no verdict", "deep FAILED")
+    assert "FAILED: loss is nan at t = 3" in failed.to_markdown()
+    assert "FAILED: loss is nan" in failed.to_text()
+    assert list(csv.DictReader(io.StringIO(failed.to_csv())))[1]["failed"] == "loss is nan at t = 3"
+
+
+def test_numbers_stand_with_their_error_count_and_the_papers() -> None:
+    (line,) = [
+        line for line in table({"shallow": [2.0], "deep": [1.0]}).to_markdown().splitlines() if "| deep |" in line
+    ]
+    assert line == "| deep | 7.25 | 1.00 ± 0.10 | 10.0 | 360 |"
+
+
+def test_means_over_seeds_stand_with_their_interval() -> None:
+    # Of 1 and 3: sd 1.414, t(0.975, 1) = 12.706, so the half width is 12.706.
+    markdown = table({"shallow": [2.0, 2.0], "deep": [1.0, 3.0]}).to_markdown()
+    assert "| deep | 7.25 | 2.00 ± 12.71 |" in markdown
+
+
+def test_rows_measured_differently_cannot_stand_in_one_column() -> None:
+    with pytest.raises(
+        ValueError, match="'shallow' and 'deep' cannot stand in one column: images is '360' in one and '16'"
+    ):
+        table({"shallow": [2.0], "deep": [1.0]}, protocol={"deep": "16"})
+
+
+def test_notes_name_their_rows_and_protocols_are_spelled_once() -> None:
+    lines = table({"shallow": [2.0], "deep": [1.0]}, notes={"deep": ("never warmed up",)}).footnotes()
+    assert "deep: never warmed up" in lines
+    assert lines.count("loss: images 360") == 1
+    assert lines[-1] == "Paper: Nobody 2020, table 1."
+
+
+def test_the_csv_has_a_line_for_every_cell() -> None:
+    rows = list(csv.DictReader(io.StringIO(table({"shallow": [2.0, 2.5], "deep": [1.0, 3.0]}).to_csv())))
+    assert [(row["variant"], row["seed"], row["loss"], row["paper_loss"]) for row in rows] == [
+        ("shallow", "0", "2.0", "7.25"), ("shallow", "1", "2.5", "7.25"),
+        ("deep", "0", "1.0", "7.25"), ("deep", "1", "3.0", "7.25"),
+    ]  # fmt: skip
+
+
+def test_pictures_are_drawn_even_with_a_failed_row(tmp_path: Path) -> None:
+    scatter(table({"shallow": [2.0], "deep": [1.0]}, failed=("deep",)), "loss", "fd", tmp_path / "s.png")
+    curves({"a": [(1, 2.0), (2, 1.0)], "b": [(1, -1.0)]}, tmp_path / "c.png", ylabel="loss", title="t")
+    for name in ("s.png", "c.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
