@@ -204,7 +204,7 @@ def _leaves(data: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
 def _unknown(path: str, key: str, allowed: list[str]) -> str:
     if not allowed:
         return f"{path}: unknown key; {path.rpartition('.')[0]} is a single value"
-    return f"{path}: unknown key{_hint(key, allowed)}. Allowed: {', '.join(allowed)}"
+    return f"{path}: unknown key{_hint(key, allowed) or '.'} Allowed: {', '.join(allowed)}"
 
 
 def _hint(name: str, allowed: list[str]) -> str:

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from orchestrator.table import ComparisonTable, half_interval
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
+MARKERS = "osD^vP*X"  # and shapes, for points that lie on each other
+DASHES = ("-", "--", "-.", ":")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DPI = 130
 SMOOTHED_OVER = 0.05  # of the curve's length
@@ -40,10 +42,11 @@ def scatter(table: ComparisonTable, x: str, y: str, path: Path) -> None:
 def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylabel: str, title: str) -> None:
     """One curve a row over images seen: a running mean over the values as they were measured."""
     figure, axes = plt.subplots(figsize=(11, 4.6))
-    for (label, points), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
+    for number, (label, points) in enumerate(lines.items()):
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
         steps, values = np.array(points, dtype=float).T
         axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
-        axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, label=label)
+        axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, linestyle=dashes, label=label)
     if all(value > 0 for points in lines.values() for _, value in points):
         axes.set_yscale("log")
     axes.set_xlabel("images seen")
@@ -58,8 +61,9 @@ Point = tuple[float, float, float, float]  # x, y, half widths of their error ba
 
 
 def _draw(axes: Axes, points: Mapping[str, Point], title: str, xlabel: str, ylabel: str) -> None:
-    for (label, (x, y, dx, dy)), colour in zip(points.items(), _cycle(len(points)), strict=True):
-        axes.errorbar(x, y, xerr=dx or None, yerr=dy or None, fmt="o", color=colour, label=label, capsize=3)
+    for number, (label, (x, y, dx, dy)) in enumerate(points.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        axes.errorbar(x, y, xerr=dx or None, yerr=dy or None, fmt=marker, color=colour, label=label, capsize=3)
     if len(points) > 1 and max(p[1] for p in points.values()) > 3 * min(p[1] for p in points.values()) > 0:
         axes.set_yscale("log")
     axes.set_title(title, fontsize=10)
@@ -96,10 +100,6 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]
 
 
 def _save(figure: Any, path: Path, *, bottom: float | None = None) -> None:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,13 +22,12 @@ from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, 
 from orchestrator.materialize import pending
 from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
-from pipelines.cli import Overrides, Places, choose, run
+from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
 from pipelines.plan import plan
 from pipelines.presets import PRESETS
 
 SOME_CELLS_FAILED = 4
-HERE = Places()
 LEARNED = {"diffusion.variance": "learned_range"}
 SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
 HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
@@ -110,9 +110,12 @@ def _objective_claims() -> tuple[Claim, ...]:
 
 
 def _pool(base: RunConfig) -> int:
-    """Neighbouring t that share one loss history: 1 as in the paper, unless the run ends before that fills."""
-    fills_after = 3 * 10 * 4000  # images: ten losses of each of 4000 t, with room for the luck of the draw
-    return 1 if base.train.images >= 10 * fills_after else 40
+    """Neighbouring t that share one loss history: 1 as in the paper, or as end the warm-up in a tenth of the run.
+
+    Every t needs ten losses, and uniform draws reach the last of 4000 after about three times that many images.
+    """
+    images_to_fill = 3 * 10 * 4000
+    return max(1, math.ceil(images_to_fill / (base.train.images / 10)))
 
 
 STUDIES: dict[str, Study] = {
@@ -187,6 +190,7 @@ def run_study(
     from orchestrator.ray_tune import TuneLauncher
 
     began = time.monotonic()
+    check_workers(experiment.base.train, places)
     store.check_writable()
     resources = places.resources()
     tracker = MlflowTracker(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from diffusion.training import TrainConfig
 from orchestrator.errors import PapertableError
 from orchestrator.step import Resources
 
@@ -42,6 +43,8 @@ class Places:
         )
 
 
+HERE = Places()
+
 Overrides = Annotated[
     tuple[str, ...],
     tyro.conf.arg(name="set", metavar="KEY=VALUE ...", help="Dotted settings, such as train.images=50000."),
@@ -51,7 +54,7 @@ Overrides = Annotated[
 def run(main: Callable[..., int | None]) -> None:
     """Run a command line and exit with its code; a user's mistake is one paragraph, not a traceback."""
     try:
-        code = tyro.cli(main, description=(main.__doc__ or "")) or 0
+        code = tyro.cli(main, description=(main.__doc__ or "").partition("\n\n")[0]) or 0
     except PapertableError as error:
         code = fail(error, error.exit_code)
     except ValueError as error:
@@ -63,6 +66,15 @@ def fail(error: Exception, code: int) -> int:
     """Print an error as a paragraph and return the exit code."""
     print(textwrap.fill(f"error: {error}", width=110), file=sys.stderr)
     return code
+
+
+def check_workers(config: TrainConfig, places: Places) -> None:
+    """Raises ValueError when the workers cannot share a batch evenly."""
+    if config.batch_size % places.workers:
+        raise ValueError(
+            f"--workers {places.workers}: train.batch_size={config.batch_size} must be a multiple of it, so that all "
+            f"get the same share"
+        )
 
 
 def choose(what: str, name: str, choices: dict[str, Any]) -> Any:

@@ -203,3 +203,24 @@ def _percentile(image: np.ndarray) -> int:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def prepare_main(source: Literal["digits", "fashion-mnist"], image_size: int, store: str) -> int:
+    """Prepare a data set as Parquet shards in the store, and print where they are."""
+    from orchestrator.backend import LocalBackend
+    from orchestrator.materialize import materialize
+    from orchestrator.step import Resources
+    from orchestrator.store import ArtifactStore
+
+    step, artifacts = dataset_step(DataConfig(source=source, image_size=image_size)), ArtifactStore(store)
+    artifacts.check_writable()
+    materialize([step], artifacts, backend=LocalBackend(), resources=Resources())
+    print(artifacts.path(step))
+    return 0
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+    from pipelines.data import prepare_main as main  # under its own name, not as __main__
+
+    run(main)

@@ -141,3 +141,10 @@ def _network(config: FeaturesConfig) -> str:
 def _load(features: Path) -> tuple[np.ndarray, str]:
     with np.load(features / FEATURES_FILE, allow_pickle=False) as stored:
         return stored["features"], str(stored["network"])
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+    from pipelines.single import command  # needs this module under its own name
+
+    run(command("metrics", "Measure the Frechet distance and KID between samples and held-out images."))

@@ -110,3 +110,10 @@ def _pilot(train: Path, images: np.ndarray, seed: int) -> Tensor:
     return pilot(
         model.diffusion, model.schedule, model.network, x_start=to_unit_range(to_tensor(images[:8])), seed=seed
     )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+    from pipelines.single import command  # needs this module under its own name
+
+    run(command("nll", "Measure a model's NLL in bits/dim on held-out images."))

@@ -94,3 +94,10 @@ def _show(ctx: StepContext, blocks: list[tuple[int, int]]) -> OnResult:
         ctx.progress(done=drawn, total=blocks[-1][1], unit="img")
 
     return show
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+    from pipelines.single import command  # needs this module under its own name
+
+    run(command("sample", "Draw images from a trained model, training it first if it is not there."))

@@ -276,3 +276,10 @@ def _safetensors_header(file: Path) -> dict[str, str]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         return json.loads(stream.read(length))["__metadata__"]
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+    from pipelines.single import command  # needs this module under its own name
+
+    run(command("train", "Train one diffusion model."))

@@ -49,8 +49,8 @@ finite = st.floats(1e-6, 1e6)
 samplers = st.one_of(st.builds(Even), st.builds(Learned, history=st.integers(1, 99), share=finite))
 trains = st.builds(Train, lr=finite, sampler=samplers, limit=st.none() | st.integers())
 runs = st.builds(
-    Run, train=trains, name=st.text(), sizes=st.lists(st.integers()).map(tuple), mode=st.sampled_from(["fast", "exact"]),
-    loud=st.booleans(),
+    Run, train=trains, name=st.text(), sizes=st.lists(st.integers()).map(tuple),
+    mode=st.sampled_from(["fast", "exact"]), loud=st.booleans(),
 )  # fmt: skip
 
 
