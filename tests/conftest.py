@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+# Ray's workers are processes of their own, and import the functions that tests hand them.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
