@@ -1,0 +1,141 @@
+"""The MLflow tracker against a real database and a real server: nothing doubled, nothing lost, nothing leaked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from orchestrator.journal import Point
+from orchestrator.mlflow_tracker import MlflowTracker, without_credentials
+from orchestrator.tracker import StudyInfo, TrackerUnavailable, TrialInfo
+
+pytestmark = pytest.mark.mlflow
+
+STUDY = StudyInfo(
+    name="depths", key="s1", title="Depths", question="Is deeper better?", params={"lr": 0.1}, tags={"a": "b"}
+)
+TRIAL = TrialInfo(key="t1", name="deep · seed 0", variant="deep", seed=0, params={"depth": 4}, tags={})
+POINTS = [Point("loss", 1.0 / step, step, 1_790_000_000_000 + step) for step in range(1, 1500)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    home, port = tmp_path_factory.mktemp("server"), free_port()
+    arguments = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"),
+    ]  # fmt: skip
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(uri, process)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the server and its workers: a group of their own
+        process.wait()
+
+
+def wait_for(uri: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        try:
+            urllib.request.urlopen(f"{uri}/health", timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+
+
+@pytest.fixture(params=["database", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/mlflow.db" if request.param == "database" else request.getfixturevalue("server")
+
+
+def tracker(uri: str, tmp_path: Path) -> MlflowTracker:
+    return MlflowTracker(uri, artifact_root=str(tmp_path / "artifacts") if uri.startswith("sqlite") else None)
+
+
+def send_all(uri: str, tmp_path: Path, *, key: str) -> MlflowTracker:
+    """A whole study, as one call of a driver sends it."""
+    study = StudyInfo(**{**STUDY.__dict__, "key": key})
+    picture = tmp_path / "grid.png"
+    picture.write_bytes(b"picture")
+    sender = tracker(uri, tmp_path)
+    sender.open_study(study)
+    sender.open_trial(TRIAL)
+    sender.send_points("t1", POINTS)
+    sender.finish_trial(
+        "t1", status="finished", metrics={"nll": 3.5}, notes=["a note"], files={"grid.png": picture}, digest="d1"
+    )
+    sender.finish_study(status="finished", table_records=[{"": "deep", "nll": "3.5"}], files={}, tags={"x": "y"})
+    return sender
+
+
+def test_sending_everything_twice_leaves_everything_once(uri: str, tmp_path: Path) -> None:
+    send_all(uri, tmp_path, key="twice")
+    send_all(uri, tmp_path, key="twice")
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("depths")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`papertable.key` = 'twice'")
+    (child,) = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    history = client.get_metric_history(child.info.run_id, "loss")
+    assert [(p.step, p.value, p.timestamp) for p in history] == [(p.step, p.value, p.time_ms) for p in POINTS]
+    assert len(client.get_metric_history(child.info.run_id, "nll")) == 1
+    assert child.data.params == {"depth": "4"}
+    assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+    assert child.data.tags["mlflow.note.content"] == "a note"
+    table = json.loads(
+        Path(client.download_artifacts(parent.info.run_id, "comparison.json", str(tmp_path))).read_text()
+    )
+    assert table == {"columns": ["", "nll"], "data": [["deep", "3.5"]]}
+    assert json.loads(parent.data.tags["mlflow.loggedArtifacts"]) == [{"path": "comparison.json", "type": "table"}]
+
+
+def test_a_finished_trial_is_known_by_its_digest(uri: str, tmp_path: Path) -> None:
+    send_all(uri, tmp_path, key="digest")
+    again = tracker(uri, tmp_path)
+    again.open_study(StudyInfo(**{**STUDY.__dict__, "key": "digest"}))
+    again.open_trial(TRIAL)
+    assert again.is_complete("t1", "d1")
+    assert not again.is_complete("t1", "d2")
+
+
+def test_a_server_that_is_down_is_told_within_seconds_and_without_its_password(tmp_path: Path) -> None:
+    uri = f"http://user:secret@127.0.0.1:{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(TrackerUnavailable) as outage:
+        tracker(uri, tmp_path).open_study(STUDY)
+    assert time.monotonic() - began < 60
+    assert "secret" not in str(outage.value)
+    assert "secret" not in tracker(uri, tmp_path).how_to_look()
+
+
+def test_addresses_are_shown_without_credentials() -> None:
+    assert without_credentials("postgresql://u:p@host:5432/db") == "postgresql://***@host:5432/db"
+    assert without_credentials("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_the_command_to_look_with_is_a_local_one(tmp_path: Path) -> None:
+    text = tracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).how_to_look()
+    assert text == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db --host 127.0.0.1 --port 5000"
