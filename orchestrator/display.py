@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.experiment import Experiment
-from orchestrator.progress import Cell, StepProgress, Watcher
+from orchestrator.progress import Cell, StepProgress, TimeLeft, Watcher
 from orchestrator.step import Step
 
 LINES_SECONDS = 10.0
@@ -49,31 +49,40 @@ class Display:
         if self._live is not None:
             self._live.update(Text("\n".join(self._lines(watcher))))
             return
-        ended = sum(cell.is_done for cell in watcher.cells)
+        ended = sum(cell.is_done or cell.failed is not None for cell in watcher.cells)
         if ended > self._ended or time.monotonic() - self._printed >= LINES_SECONDS:
             print("\n".join(self._lines(watcher)), file=self._stream, flush=True)
             self._printed, self._ended = time.monotonic(), ended
 
     def _lines(self, watcher: Watcher) -> list[str]:
-        running = watcher.running()
+        running, left = watcher.running(), watcher.time_left()
         lines = [
             cell_line(cell, step, said, watcher.step_seconds_left(cell, step, said)) for cell, step, said in running
         ]
+        failed = [cell for cell in watcher.cells if cell.failed is not None]
+        lines += [f"  {cell.trial.name:<34} FAILED: {cell.failed}" for cell in failed]
         done = sum(cell.is_done for cell in watcher.cells)
-        left = watcher.seconds_left()
         lines.append(
             f"study: {done}/{len(watcher.cells)} cells done, {len(running)} at work, "
+            f"{f'{len(failed)} failed, ' if failed else ''}"
             f"{duration(time.monotonic() - self._began)} so far, "
-            f"{'time left not known yet' if left is None else f'about {duration(left)} left'}"
+            f"{_left(left)}"
         )
         return lines
 
 
 def cell_line(cell: Cell, step: Step, said: StepProgress, seconds_left: float | None) -> str:
     """One cell at work, such as "  4K cosine hybrid · seed 0  train 12800/76800 img  loss 0.41  ETA 0:42"."""
-    facts = "  ".join(f"{key} {value}" for key, value in said.facts.items())
-    eta = "" if seconds_left is None else f"  ETA {duration(seconds_left)}"
-    return f"  {cell.trial.name:<34} {step.name:<8} {said.done:.0f}/{said.total:.0f} {said.unit}  {facts}{eta}"
+    facts = [f"{said.done:.0f}/{said.total:.0f} {said.unit}" if said.total else "starting"]
+    facts += [f"{key} {value}" for key, value in said.facts.items()]
+    facts += [] if seconds_left is None else [f"ETA {duration(seconds_left)}"]
+    return f"  {cell.trial.name:<34} {step.name:<9} {'  '.join(facts)}"
+
+
+def _left(left: TimeLeft | None) -> str:
+    if left is None:
+        return "time left not known yet"
+    return f"{'at least' if left.is_lower_bound else 'about'} {duration(left.seconds)} left"
 
 
 def duration(seconds: float) -> str:

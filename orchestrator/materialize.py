@@ -9,7 +9,7 @@ from orchestrator.backend import Backend
 from orchestrator.errors import Interrupted, StepFailed
 from orchestrator.lease import hold
 from orchestrator.provenance import provenance
-from orchestrator.step import Resources, Step, StepContext
+from orchestrator.step import FAILURE_FILE, Resources, Step, StepContext, write_failure
 from orchestrator.store import ArtifactStore
 
 
@@ -46,11 +46,16 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
     output = store.path(step)
     output.mkdir(parents=True, exist_ok=True)
     inputs = {role: store.path(before) for role, before in step.inputs.items()}
+    context = StepContext(inputs=inputs, output=output, backend=backend, resources=resources)
+    context.progress(done=0, total=0, unit="")
+    (output / FAILURE_FILE).unlink(missing_ok=True)
     began = time.monotonic()
     try:
-        step.run(step.config, StepContext(inputs=inputs, output=output, backend=backend, resources=resources))
+        step.run(step.config, context)
     except Interrupted:
         raise
     except Exception as error:
-        raise StepFailed(step.key, output, f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        write_failure(output, reason)
+        raise StepFailed(step.key, output, reason) from error
     store.commit(step, seconds=time.monotonic() - began, provenance=provenance())

@@ -44,6 +44,7 @@ class MlflowTracker:
         self._study = ""
         self._trials: dict[str, str] = {}
         self._complete: dict[str, str] = {}
+        self._sent: dict[tuple[str, str], int] = {}  # (run, metric) -> the last step it has there
 
     def open_study(self, study: StudyInfo) -> None:
         """See Tracker."""
@@ -75,10 +76,13 @@ class MlflowTracker:
 
     def send_points(self, trial_key: str, points: Sequence[Point]) -> None:
         """See Tracker."""
-        metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in points]
+        run_id = self._trials[trial_key]
         with self._answering() as client:
+            new = [point for point in points if point.step > self._last_sent(client, run_id, point.key)]
+            metrics = [Metric(point.key, point.value, point.time_ms, point.step) for point in new]
             for first in range(0, len(metrics), BATCH):
-                client.log_batch(self._trials[trial_key], metrics=metrics[first : first + BATCH])
+                client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        self._sent.update({(run_id, point.key): point.step for point in new})
 
     def finish_trial(
         self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
@@ -143,6 +147,13 @@ class MlflowTracker:
         for first in range(0, len(entries), PARAMS_BATCH):
             client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_BATCH])
         return run.info.run_id
+
+    def _last_sent(self, client: MlflowClient, run_id: str, key: str) -> int:
+        """The last step a metric has in a run; -1 without any. Asked once, then known: there is one writer."""
+        if (run_id, key) not in self._sent:
+            history = client.get_metric_history(run_id, key)
+            self._sent[run_id, key] = max((point.step for point in history), default=-1)
+        return self._sent[run_id, key]
 
     def _attach(self, client: MlflowClient, run_id: str, files: Mapping[str, Path]) -> None:
         for name, file in files.items():

@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import fmean
 
 from orchestrator.experiment import Trial
-from orchestrator.step import Step, walk
+from orchestrator.step import FAILURE_FILE, PROGRESS_FILE, Step, walk
 from orchestrator.store import ArtifactStore
 
 
 @dataclass(frozen=True)
 class StepProgress:
-    """What a running step last said of itself (its progress.json)."""
+    """What a running step last said of itself (its progress.json); a total of 0 while it only starts."""
 
     done: float
     total: float
@@ -28,7 +28,7 @@ class StepProgress:
     def read(cls, directory: Path) -> StepProgress | None:
         """The progress a step left in its directory; None when it said nothing yet."""
         try:
-            said = json.loads((directory / "progress.json").read_text())
+            said = json.loads((directory / PROGRESS_FILE).read_text())
         except FileNotFoundError:
             return None
         return cls(**said)
@@ -43,6 +43,7 @@ class Cell:
     finished: set[str] = field(default_factory=set)
     failed: str | None = None
     seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Step -> (time, done) when it was first seen at work."""
 
     @property
     def is_done(self) -> bool:
@@ -53,6 +54,18 @@ class Cell:
     def current(self) -> Step | None:
         """The first step without a record."""
         return next((step for step in self.steps if step.key not in self.finished), None)
+
+    def to_do(self) -> list[Step]:
+        """The steps that still have to run, in their order: none of a cell that failed."""
+        return [] if self.failed is not None else [s for s in self.steps if s.key not in self.finished]
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """An estimate; a lower bound while some kind of step has not been seen at work."""
+
+    seconds: float
+    is_lower_bound: bool
 
 
 class Watcher:
@@ -67,11 +80,12 @@ class Watcher:
         self.look()
 
     def look(self) -> None:
-        """Notice the steps that were finished since the last look."""
+        """Notice the steps that finished or failed since the last look."""
         for cell in self.cells:
             while (step := cell.current) is not None and (record := self._store.record(step)) is not None:
                 cell.finished.add(step.key)
                 self._seconds.setdefault(step.name, []).append(record.seconds)
+            cell.failed = None if step is None else self._failure(step)
 
     def running(self) -> list[tuple[Cell, Step, StepProgress]]:
         """Cells at work, with what their current step last said in this run."""
@@ -82,41 +96,64 @@ class Watcher:
                 continue
             progress = StepProgress.read(self._store.path(step))
             if progress is not None and progress.time >= self._began:
-                cell.seen.setdefault(step.key, (progress.time, progress.done))
+                if progress.total:
+                    cell.seen.setdefault(step.key, (progress.time, progress.done))
                 found.append((cell, step, progress))
         return found
 
-    def seconds_left(self) -> float | None:
-        """Estimated seconds until the study ends; None until the steps have shown how long they take."""
-        open_cells = [cell for cell in self.cells if not cell.is_done and cell.failed is None]
-        known = [seconds for cell in open_cells if (seconds := self._cell_seconds_left(cell)) is not None]
-        if open_cells and not known:
+    def time_left(self) -> TimeLeft | None:
+        """Until the study ends, from how long its steps took or will take; None when none has shown that yet."""
+        running = {cell.trial: (step, progress) for cell, step, progress in self.running()}
+        whole = self._whole_seconds()
+        cells: list[float] = []
+        is_lower_bound = False
+        for cell in self.cells:
+            expected = [self._expected(cell, step, running.get(cell.trial), whole) for step in cell.to_do()]
+            known = [max(seconds, 0.0) for seconds in expected if seconds is not None]
+            is_lower_bound |= len(known) < len(expected)
+            cells.append(sum(known))
+        if not whole:
             return None
-        # A cell whose steps nobody has timed yet is taken to be like those that are known.
-        total = sum(known) + fmean(known or [0.0]) * (len(open_cells) - len(known))
         # Cells side by side end with the longest of them, however many may run at once.
-        return max(total / self._concurrent, max(known, default=0.0))
+        return TimeLeft(max(sum(cells) / self._concurrent, max(cells)), is_lower_bound)
 
     def step_seconds_left(self, cell: Cell, step: Step, progress: StepProgress) -> float | None:
         """Seconds left of a running step at the speed seen since this watcher first saw it; None without a speed."""
-        first_time, first_done = cell.seen.get(step.key, (progress.time, progress.done))
-        advanced, elapsed = progress.done - first_done, progress.time - first_time
-        if advanced <= 0 or elapsed <= 0:
-            return self._typical(step)
-        return max(progress.total - progress.done, 0.0) * elapsed / advanced - (time.time() - progress.time)
+        pace = _pace(cell, step, progress)
+        if pace is None:
+            return None
+        return max(progress.total - progress.done, 0.0) * pace - (time.time() - progress.time)
 
-    def _cell_seconds_left(self, cell: Cell) -> float | None:
-        """Time of the cell's remaining steps, as far as they have been timed; None when none has been."""
-        expected = [self._expected(cell, step) for step in cell.steps if step.key not in cell.finished]
-        timed = [max(seconds, 0.0) for seconds in expected if seconds is not None]
-        return sum(timed) if timed else None
+    def _failure(self, step: Step) -> str | None:
+        """Why a step failed in this run; None when it did not."""
+        try:
+            said = json.loads((self._store.path(step) / FAILURE_FILE).read_text())
+        except FileNotFoundError:
+            return None
+        return said["reason"] if said["time"] >= self._began else None
 
-    def _expected(self, cell: Cell, step: Step) -> float | None:
-        progress = StepProgress.read(self._store.path(step)) if step is cell.current else None
-        if progress is None or progress.time < self._began:
-            return self._typical(step)
-        return self.step_seconds_left(cell, step, progress)
+    def _expected(
+        self, cell: Cell, step: Step, running: tuple[Step, StepProgress] | None, whole: Mapping[str, float]
+    ) -> float | None:
+        """Seconds a step that is not done still takes."""
+        if running is not None and running[0] is step:
+            left = self.step_seconds_left(cell, *running)
+            if left is not None:
+                return left
+        return whole.get(step.name)
 
-    def _typical(self, step: Step) -> float | None:
-        known = self._seconds.get(step.name)
-        return fmean(known) if known else None
+    def _whole_seconds(self) -> dict[str, float]:
+        """Seconds a whole step takes, by its name: as long as it took, else as long as those at work will take."""
+        paces: dict[str, list[float]] = {}
+        for cell, step, progress in self.running():
+            pace = _pace(cell, step, progress)
+            if pace is not None:
+                paces.setdefault(step.name, []).append(pace * progress.total)
+        return {name: fmean(seconds) for name, seconds in {**paces, **self._seconds}.items()}
+
+
+def _pace(cell: Cell, step: Step, progress: StepProgress) -> float | None:
+    """Seconds a unit since the step was first seen in this run; None when it has not advanced since."""
+    first_time, first_done = cell.seen.get(step.key, (progress.time, progress.done))
+    advanced, elapsed = progress.done - first_done, progress.time - first_time
+    return elapsed / advanced if advanced > 0 and elapsed > 0 else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ ENVIRONMENT = {
     # Every synchronous call into Train's controller waits for its next poll: 2 s apart by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # One process less for every training: what it would tell of a coming spot notice, nobody here listens to.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the older reporter can be silenced: the study shows its own progress
@@ -47,10 +51,11 @@ def ray_session(*, address: str | None, trial_drivers: int, verbose: bool = Fals
     if not verbose:
         for logger in QUIET_LOGGERS:
             logging.getLogger(logger).setLevel(logging.ERROR)
-    if address:
-        _connect(address, verbose=verbose)
-    else:
-        _start(trial_drivers, verbose=verbose)
+    with _keeping_signal_handlers():
+        if address:
+            _connect(address, verbose=verbose)
+        else:
+            _start(trial_drivers, verbose=verbose)
     try:
         yield
     finally:
@@ -194,6 +199,21 @@ def _raised_by_fn(error: RayWorkerGroupError) -> BaseException | None:
         if own is not None:
             return own
     return None
+
+
+@contextmanager
+def _keeping_signal_handlers() -> Iterator[None]:
+    """Ray's start replaces what SIGTERM does by a stack trace and an abort; what the caller wanted comes back here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            if handler is not None:  # set from outside Python: nothing to give back
+                signal.signal(signum, handler)
 
 
 def _start(trial_drivers: int, *, verbose: bool) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.json"
 PROGRESS_FILE = "progress.json"
+FAILURE_FILE = "failure.json"
 JOURNAL_FILE = "journal.jsonl"
 
 
@@ -116,6 +117,11 @@ def write_progress(output: Path, *, done: float, total: float, unit: str, facts:
     """Say how far a step is, for whoever watches its directory. Cheap: replaced whole, not fsynced."""
     said = {"done": done, "total": total, "unit": unit, "facts": dict(facts), "time": time.time()}
     _replace(output / PROGRESS_FILE, json.dumps(said))
+
+
+def write_failure(output: Path, reason: str) -> None:
+    """Say why a step stopped, for whoever watches its directory."""
+    _replace(output / FAILURE_FILE, json.dumps({"reason": reason, "time": time.time()}))
 
 
 def walk(steps: Iterable[Step]) -> list[Step]:

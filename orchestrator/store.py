@@ -16,10 +16,10 @@ from urllib.request import url2pathname
 from pyarrow import fs
 
 from orchestrator.errors import DamagedArtifact, PreflightError
-from orchestrator.step import METRICS_FILE, PROGRESS_FILE, Step
+from orchestrator.step import FAILURE_FILE, METRICS_FILE, PROGRESS_FILE, Step
 
 RECORD_FILE = "record.json"
-WORKING_STATE = {RECORD_FILE, PROGRESS_FILE, "checkpoints"}
+WORKING_STATE = {RECORD_FILE, PROGRESS_FILE, FAILURE_FILE, "checkpoints"}
 """What a step's directory holds besides its output: not listed in the record, free to be removed."""
 
 

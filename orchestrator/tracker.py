@@ -57,7 +57,7 @@ class Tracker(Protocol):
         """Whether the trial was finished with this digest, so that nothing of it need be sent again."""
 
     def send_points(self, trial_key: str, points: Sequence[Point]) -> None:
-        """Curves, each point with its own time."""
+        """Curves, steps ascending. A step that a curve has already is left out: a resumed trainer measures it anew."""
 
     def finish_trial(
         self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],

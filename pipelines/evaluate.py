@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from diffusion.metrics.inception import EfficientNetLite0Features, clean_fid_frechet_distance
 from diffusion.metrics.kid import kid
 from diffusion.metrics.stats import GaussianStats
 from orchestrator.step import Step, StepContext
+from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.data import read_split
 from pipelines.sample import SAMPLES_FILE
 
@@ -117,20 +117,14 @@ def _biased(samples: int, reference: int, dimension: int) -> list[str]:
     ]
 
 
-def extract_block(config: FeaturesConfig, threads: int, images: np.ndarray) -> np.ndarray:
-    """float32 features (n, d) of uint8 NHWC images."""
-    torch.set_num_threads(threads)
-    return EfficientNetLite0Features(size=config.size, device="cuda" if torch.cuda.is_available() else "cpu")(images)
+def extract_block(config: FeaturesConfig, images: np.ndarray, threads: int, block: Block) -> np.ndarray:
+    """float32 features (n, d) of the block's images, uint8 NHWC."""
+    return EfficientNetLite0Features(size=config.size, device=worker_device(threads))(images[slice(*block)])
 
 
 def _extract(config: FeaturesConfig, images: np.ndarray, ctx: StepContext) -> None:
-    blocks = [images[first : first + BLOCK] for first in range(0, len(images), BLOCK)]
-    work = partial(extract_block, config, ctx.resources.cpus_per_worker)
-
-    def show(index: int, _: object) -> None:
-        ctx.progress(done=min((index + 1) * BLOCK, len(images)), total=len(images), unit="img")
-
-    features = np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
+    work = partial(extract_block, config, images, ctx.resources.cpus_per_worker)
+    features = map_blocks(ctx, work, len(images), block_size=BLOCK)
     np.savez(ctx.output / FEATURES_FILE, features=features, network=np.array(_network(config)))
 
 

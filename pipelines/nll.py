@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion.nll import nll_estimate, nll_full, pilot
 from orchestrator.step import Step, StepContext
+from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.data import read_split
 from pipelines.train import TrainedModel, load_trained, to_tensor, to_unit_range
 
@@ -50,15 +51,10 @@ def measure(config: NllConfig, ctx: StepContext) -> None:
     """Measure the bound on the test split; per-image values go to nll.npz."""
     images = read_split(ctx.inputs["dataset"], "test").images[: config.images]
     density = None if config.draws is None else _pilot(ctx.inputs["train"], images, config.seed)
-    blocks = [(first, min(first + BLOCK, len(images))) for first in range(0, len(images), BLOCK)]
     work = partial(
         measure_block, config, ctx.inputs["train"], ctx.inputs["dataset"], density, ctx.resources.cpus_per_worker
     )
-
-    def show(index: int, _: object) -> None:
-        ctx.progress(done=blocks[index][1], total=len(images), unit="img")
-
-    per_image = np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
+    per_image = map_blocks(ctx, work, len(images), block_size=BLOCK)
     np.savez(ctx.output / "nll.npz", nll_bpd=per_image)
     ctx.write_metrics(
         {
@@ -84,11 +80,10 @@ def protocol(config: NllConfig, images: int) -> dict[str, str | int]:
 
 
 def measure_block(
-    config: NllConfig, train: Path, dataset: Path, density: Tensor | None, threads: int, block: tuple[int, int]
+    config: NllConfig, train: Path, dataset: Path, density: Tensor | None, threads: int, block: Block
 ) -> np.ndarray:
-    """Bits/dim of test images first..stop-1, float64."""
-    torch.set_num_threads(threads)
-    model = load_trained(train, device="cuda" if torch.cuda.is_available() else "cpu")
+    """Bits/dim of the block's test images, float64."""
+    model = load_trained(train, device=worker_device(threads))
     device = model.schedule.betas.device
     x_start = to_unit_range(to_tensor(read_split(dataset, "test").images[slice(*block)])).to(device)
     index = torch.arange(*block, device=device)

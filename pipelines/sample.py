@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from diffusion.sampling import SamplerConfig, sample, to_uint8
-from orchestrator.backend import OnResult
 from orchestrator.step import Step, StepContext
+from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.train import load_trained
 
 VERSION = 1
@@ -46,18 +46,16 @@ def sample_step(config: SampleConfig, *, train: Step) -> Step:
 
 def draw(config: SampleConfig, ctx: StepContext) -> None:
     """Draw config.count images: samples.npz (arr_0, uint8 NHWC, the published evaluator's layout) and grid.png."""
-    blocks = [(first, min(first + BLOCK, config.count)) for first in range(0, config.count, BLOCK)]
     work = partial(draw_block, config, ctx.inputs["train"], ctx.resources.cpus_per_worker)
-    images = np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=_show(ctx, blocks)))
+    images = map_blocks(ctx, work, config.count, block_size=BLOCK)
     np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
     image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)
     ctx.write_metrics({"samples": float(len(images))})
 
 
-def draw_block(config: SampleConfig, train: Path, threads: int, block: tuple[int, int]) -> np.ndarray:
-    """Images first..stop-1 as uint8 (n, h, w, c)."""
-    torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def draw_block(config: SampleConfig, train: Path, threads: int, block: Block) -> np.ndarray:
+    """The block's images as uint8 (n, h, w, c)."""
+    device = worker_device(threads)
     model = load_trained(train, device=device)
     size = model.network.config.image_size
     x_start = sample(
@@ -83,17 +81,6 @@ def image_grid(images: np.ndarray, *, at_least: int = 512) -> Image.Image:
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
     zoom = max(1, round(at_least / picture.width))
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-
-
-def _show(ctx: StepContext, blocks: list[tuple[int, int]]) -> OnResult:
-    drawn = 0
-
-    def show(index: int, _: object) -> None:
-        nonlocal drawn
-        drawn += blocks[index][1] - blocks[index][0]
-        ctx.progress(done=drawn, total=blocks[-1][1], unit="img")
-
-    return show
 
 
 if __name__ == "__main__":

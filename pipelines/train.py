@@ -134,7 +134,8 @@ class TrainingRun:
             if now - shown >= PROGRESS_SECONDS:
                 self._show(window)
                 shown = now
-            if now - saved >= checkpoint_seconds and not self._ended():
+            # Between windows: a resumed run then journals the means that an undisturbed one would.
+            if now - saved >= checkpoint_seconds and window.is_empty and not self._ended():
                 self.save()
                 saved = time.monotonic()
 
@@ -173,7 +174,7 @@ class TrainingRun:
     def _show(self, window: MetricsWindow) -> None:
         write_progress(
             self.output, done=self.state.images_seen, total=self.config.train.images, unit="img",
-            facts={"loss": round(window.last_loss, 4), "img/s": round(window.images_per_second, 1)},
+            facts=window.last,
         )  # fmt: skip
 
     def _notes(self) -> list[str]:
@@ -197,11 +198,16 @@ class MetricsWindow:
     """Means of what the steps measured since the last line of the journal; tensors are read only when it closes."""
 
     def __init__(self, images_seen: int) -> None:
-        self.last_loss = float("nan")
-        self.images_per_second = 0.0
+        self.last: dict[str, float] = {}
+        """What a person wants to see of the window that was closed last; nothing before that."""
         self._images_seen = images_seen
         self._began = time.monotonic()
         self._rows: list[dict[str, Tensor]] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was measured is in the journal."""
+        return not self._rows
 
     def add(self, measured: dict[str, Tensor]) -> None:
         """Keep one step's numbers."""
@@ -211,10 +217,10 @@ class MetricsWindow:
         """The means, with the speed; begins the next window."""
         means = {key: float(torch.stack([row[key] for row in self._rows]).mean()) for key in self._rows[0]}
         now = time.monotonic()
-        self.images_per_second = (images_seen - self._images_seen) / max(now - self._began, 1e-9)
-        self.last_loss = means["loss"]
+        images_per_second = (images_seen - self._images_seen) / max(now - self._began, 1e-9)
+        self.last = {"loss": round(means["loss"], 4), "img/s": round(images_per_second, 1)}
         self._images_seen, self._began, self._rows = images_seen, now, []
-        return {**means, "images_per_second": self.images_per_second}
+        return {**means, "images_per_second": images_per_second}
 
 
 class EpochOrder:

@@ -112,6 +112,24 @@ def test_sending_everything_twice_leaves_everything_once(uri: str, tmp_path: Pat
     assert json.loads(parent.data.tags["mlflow.loggedArtifacts"]) == [{"path": "comparison.json", "type": "table"}]
 
 
+def test_what_a_resumed_trainer_measured_anew_is_not_doubled(uri: str, tmp_path: Path) -> None:
+    send_all(uri, tmp_path, key="resumed")
+    anew = [Point(p.key, p.value, p.step, p.time_ms + 60_000) for p in POINTS[-100:]]
+    further = Point("loss", 0.5, 1500, anew[-1].time_ms + 1)
+    again = tracker(uri, tmp_path)
+    again.open_study(StudyInfo(**{**STUDY.__dict__, "key": "resumed"}))
+    again.open_trial(TRIAL)
+    again.send_points("t1", anew)
+    again.send_points("t1", [*anew[-5:], further])
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("depths")
+    assert experiment is not None
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`papertable.key` = 'resumed'")
+    (child,) = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    history = client.get_metric_history(child.info.run_id, "loss")
+    assert [(p.step, p.timestamp) for p in history] == [(p.step, p.time_ms) for p in [*POINTS, further]]
+
+
 def test_a_finished_trial_is_known_by_its_digest(uri: str, tmp_path: Path) -> None:
     send_all(uri, tmp_path, key="digest")
     again = tracker(uri, tmp_path)

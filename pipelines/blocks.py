@@ -1,0 +1,34 @@
+"""How is work on many images shared out? In blocks of indices over a pool of workers, with progress as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from orchestrator.step import StepContext
+
+Block = tuple[int, int]
+"""Indices first..stop-1 of images."""
+
+
+def map_blocks(ctx: StepContext, work: Callable[[Block], NDArray], count: int, *, block_size: int) -> NDArray:
+    """work(block) for all blocks of 0..count-1, on the step's workers; the results, concatenated in order."""
+    blocks = [(first, min(first + block_size, count)) for first in range(0, count, block_size)]
+    done = 0
+
+    def show(index: int, _: object) -> None:
+        nonlocal done
+        done += blocks[index][1] - blocks[index][0]
+        ctx.progress(done=done, total=count, unit="img")
+
+    ctx.progress(done=0, total=count, unit="img")
+    return np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
+
+
+def worker_device(threads: int) -> str:
+    """The device this worker may use; on a CPU with so many threads."""
+    torch.set_num_threads(threads)
+    return "cuda" if torch.cuda.is_available() else "cpu"
