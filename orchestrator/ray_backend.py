@@ -15,7 +15,9 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train import WorkerGroupError as RayWorkerGroupError
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import DistBackendError, DistNetworkError
 
 from orchestrator.backend import OnResult, SpmdContext
 from orchestrator.errors import PreflightError
@@ -36,6 +38,9 @@ ENVIRONMENT = {
     # Spinning OpenMP threads on a busy machine make a small training step 25-50 times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+LOST_WORKER = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+LOST_PEER = (DistBackendError, DistNetworkError)
+"""What the survivors of a lost worker raise in their collective operations."""
 QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.data", "ray._private.worker")
 
 
@@ -193,12 +198,11 @@ def _on_worker(config: dict[str, Any]) -> Any:
 
 
 def _raised_by_fn(error: RayWorkerGroupError) -> BaseException | None:
-    """The exception fn itself raised on the lowest rank that raised one; None when workers were lost instead."""
-    for _, failure in sorted(error.worker_failures.items()):
-        own = getattr(failure, "_base_exc", None)
-        if own is not None:
-            return own
-    return None
+    """The exception fn itself raised, on the lowest rank that raised one; None when workers were lost instead."""
+    failures = [failure for _, failure in sorted(error.worker_failures.items())]
+    if any(isinstance(failure, LOST_WORKER) for failure in failures):
+        return None  # and what the others say comes from waiting for it
+    return next((failure for failure in failures if not isinstance(failure, LOST_PEER)), None)
 
 
 @contextmanager
