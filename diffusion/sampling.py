@@ -73,11 +73,17 @@ def ddim_step(
     """x_{t-1} by Song et al. 2020, eq. 12; a learned variance plays no part."""
     p = p_mean_variance(diffusion, schedule, output, x_t=x_t, t=t, clip_denoised=config.clip_denoised)
     eps = predict_eps_from_xstart(schedule, x_t=x_t, t=t, pred_xstart=p.pred_xstart)
-    alpha = schedule.gather(schedule.alphas_cumprod, t, x_t)
-    alpha_prev = schedule.gather(schedule.alphas_cumprod_prev, t, x_t)
-    sigma = config.eta * torch.sqrt((1 - alpha_prev) / (1 - alpha)) * torch.sqrt(1 - alpha / alpha_prev)
-    mean = p.pred_xstart * torch.sqrt(alpha_prev) + torch.sqrt(1 - alpha_prev - sigma**2) * eps
-    return mean + _not_last(t, x_t) * sigma * noise
+    signal, direction, sigma = (schedule.gather(table, t, x_t) for table in _ddim_tables(schedule, eta=config.eta))
+    return p.pred_xstart * signal + direction * eps + _not_last(t, x_t) * sigma * noise
+
+
+def _ddim_tables(schedule: NoiseSchedule, *, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What multiplies pred_xstart, eps and the noise at each t (Song et al. 2020, eq. 12 and 16), in float64."""
+    alpha, alpha_prev = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
+    variance = eta**2 * (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
+    # At eta = 1 and a large stride almost nothing is left, and rounding may take more than that.
+    left = (1 - alpha_prev - variance).clamp(min=0)
+    return alpha_prev.sqrt(), left.sqrt(), variance.sqrt()
 
 
 def to_uint8(images: Images) -> UInt8[Tensor, "b h w c"]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from orchestrator.backend import Backend
-from orchestrator.errors import Interrupted, StepFailed
+from orchestrator.errors import PapertableError, StepFailed
 from orchestrator.lease import hold
 from orchestrator.provenance import provenance
 from orchestrator.step import FAILURE_FILE, Resources, Step, StepContext, write_failure
@@ -52,8 +52,8 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
     began = time.monotonic()
     try:
         step.run(step.config, context)
-    except Interrupted:
-        raise
+    except PapertableError:
+        raise  # it says what is wrong, and knows its exit code
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         write_failure(output, reason)

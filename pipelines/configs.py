@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffusion.gaussian import DiffusionConfig
+from diffusion.schedule import kept_timesteps
 from diffusion.training import TrainConfig
 from diffusion.unet import UNetConfig
 from pipelines.data import DataConfig
@@ -39,5 +40,31 @@ class RunConfig:
                 f"model.channels={self.model.channels}, but the images of {self.data.source} have "
                 f"{self.data.channels}: set model.channels={self.data.channels}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: must be 0 or more")
+        if self.model.num_classes is not None:
+            raise ValueError(
+                f"model.num_classes={self.model.num_classes}: training does not tell the network classes yet; "
+                f"set it to null"
+            )
+        if self.metrics.kid_subset_size > self.sample.count:
+            raise ValueError(
+                f"metrics.kid_subset_size={self.metrics.kid_subset_size}: must be at most "
+                f"sample.count={self.sample.count}; lower the one or raise the other"
+            )
+        self._check_respacing()
+        self._check_seeds()
+
+    def _check_respacing(self) -> None:
+        respacing = self.sample.sampler.respacing
+        try:
+            kept_timesteps(self.diffusion.num_timesteps, respacing)
+        except ValueError as error:
+            raise ValueError(
+                f"sample.sampler.respacing={respacing!r} with diffusion.num_timesteps="
+                f"{self.diffusion.num_timesteps}: {error}"
+            ) from error
+
+    def _check_seeds(self) -> None:
+        seeds = {"seed": self.seed, "nll.seed": self.nll.seed, "sample.seed": self.sample.seed}
+        for name, seed in {**seeds, "metrics.seed": self.metrics.seed}.items():
+            if not 0 <= seed < 2**64:
+                raise ValueError(f"{name}={seed}: must be between 0 and 2^64-1")

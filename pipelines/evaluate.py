@@ -92,7 +92,7 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
     distance = clean_fid_frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
     value, error = kid(
         samples, reference, seed=config.seed,
-        subsets=config.kid_subsets, subset_size=min(config.kid_subset_size, len(reference), len(samples)),
+        subsets=config.kid_subsets, subset_size=config.kid_subset_size,
     )  # fmt: skip
     protocol = {"network": network, "reference": f"{len(reference)} test images", "samples": len(samples)}
     ctx.write_metrics(

@@ -125,9 +125,9 @@ class TrainingRun:
                 self.state, self.module, self.config.diffusion, self.schedule,
                 x_start=x_start, index=index, step=step, seed=self.config.seed,
             )  # fmt: skip
-            window.add(measured.as_dict())
             if self.spmd.rank > 0:
                 continue
+            window.add(measured.as_dict())
             now = time.monotonic()
             if (step + 1) % LOG_EVERY_STEPS == 0 or self._ended():
                 self._log(window.close(self.state.images_seen))
@@ -157,11 +157,12 @@ class TrainingRun:
         """(step, index of each example within the global batch, x_start) for this rank, until training ends."""
         batch_size = self.config.train.batch_size
         share = batch_size // self.spmd.world_size
-        index = torch.arange(self.spmd.rank * share, (self.spmd.rank + 1) * share, device=self.spmd.device)
+        share_of_batch = torch.arange(self.spmd.rank * share, (self.spmd.rank + 1) * share)
+        index = share_of_batch.to(self.spmd.device)
         order = EpochOrder(seed=self.config.seed, count=len(self.images))
         while not self._ended():
             step = self.state.images_seen // batch_size
-            rows = order.rows(step * batch_size + index.cpu()).to(self.spmd.device)
+            rows = order.rows(step * batch_size + share_of_batch).to(self.spmd.device)
             yield step, index, to_unit_range(self.images[rows])
 
     def _ended(self) -> bool:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diffusion.gaussian import DiffusionConfig, build_schedule
-from diffusion.sampling import SamplerConfig, sample, to_uint8
+from diffusion.sampling import SamplerConfig, ancestral_step, ddim_step, sample, to_uint8
+from diffusion.schedule import NoiseSchedule, cosine, linear, respace
 
 STEPS = 200
 SCALE, MEAN = 0.4, 0.2
@@ -67,3 +68,45 @@ def test_export_truncates_as_published() -> None:
 def test_an_eta_that_means_nothing_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="eta"):
         SamplerConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schedule", [cosine(4000), linear(1000)])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_stays_finite_at_every_number_of_steps(schedule: NoiseSchedule, eta: float) -> None:
+    config = SamplerConfig(kind="ddim", eta=eta)
+    diffusion = DiffusionConfig(loss="simple", variance="fixed_large")
+    for count in range(2, 60):
+        spaced = respace(schedule, str(count))
+        t = torch.arange(count)
+        x_t = torch.ones(count, 1, 1, 1)
+        step = ddim_step(config, diffusion, spaced, 0.1 * x_t, x_t=x_t, t=t, noise=x_t)
+        assert step.isfinite().all(), count
+
+
+def test_ddim_at_eta_1_is_the_ancestral_step_with_the_posterior_variance() -> None:
+    """Song et al. 2020, section 4.1: the two agree wherever x_start is not clipped."""
+    diffusion = DiffusionConfig(num_timesteps=50, loss="simple", variance="fixed_small")
+    schedule = cosine(50)
+    t = torch.arange(1, 50)
+    x_t, output, noise = torch.randn(3, 49, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ddim = ddim_step(
+        SamplerConfig(kind="ddim", eta=1.0, clip_denoised=False), diffusion, schedule, output, x_t=x_t, t=t, noise=noise
+    )
+    ancestral = ancestral_step(
+        SamplerConfig(clip_denoised=False), diffusion, schedule, output, x_t=x_t, t=t, noise=noise
+    )
+    torch.testing.assert_close(ddim, ancestral, rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_step_adds_no_noise() -> None:
+    diffusion, schedule = DiffusionConfig(num_timesteps=50), cosine(50)
+    t, x_t, output = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
+    for config, step in (
+        (SamplerConfig(), ancestral_step),
+        (SamplerConfig(kind="ddim", eta=1.0), ddim_step),
+    ):
+        results = [
+            step(config, diffusion, schedule, output, x_t=x_t, t=t, noise=value * torch.ones_like(x_t))
+            for value in (-1.0, 5.0)
+        ]
+        assert torch.equal(*results)
