@@ -45,11 +45,13 @@ def override_text(config: T, settings: Sequence[str]) -> T:
     A value is JSON, except for a setting that holds a string: that takes the text as it stands.
     """
     strings = {path for path, value in _leaves(to_dict(config), "") if isinstance(value, str)}
-    changes = {}
+    changes: dict[str, Any] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ValueError(f"{setting!r} is no setting: write KEY=VALUE, such as train.lr=3e-4")
+        if path in changes:
+            raise ValueError(f"{path} is set twice, to {changes[path]!r} and {text!r}: set it once")
         changes[path] = text if path in strings else _json_or_text(text)
     return override(config, changes)
 

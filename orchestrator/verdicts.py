@@ -12,6 +12,7 @@ from scipy import stats
 from orchestrator.experiment import Better, Claim, Column, Extreme
 
 Outcome = Literal["shown", "not shown", "not resolved", "no verdict"]
+WEAKEST_FIRST: tuple[Outcome, ...] = ("not shown", "not resolved", "shown")
 RESOLVED_AT = 2.0  # standard errors of a difference at a single seed
 
 
@@ -59,10 +60,13 @@ def judge(claim: Claim, column: Column, rows: Mapping[str, Measured | None]) -> 
     if isinstance(claim, Better):
         (difference,) = differences.values()
         return Verdict(claim.text, column.label, difference.outcome, _describe(difference, column))
-    closest = min(differences, key=lambda pair: differences[pair].advantage)
-    outcome = _weakest([difference.outcome for difference in differences.values()])
-    rival = closest[1] if claim.which == "best" else closest[0]
-    return Verdict(claim.text, column.label, outcome, f"{_describe(differences[closest], column)}, against {rival}")
+    decisive = min(
+        differences, key=lambda pair: (WEAKEST_FIRST.index(differences[pair].outcome), differences[pair].advantage)
+    )
+    rival = decisive[1] if claim.which == "best" else decisive[0]
+    difference = differences[decisive]
+    why = f"{_describe(difference, column)}, against {rival}"
+    return Verdict(claim.text, column.label, difference.outcome, why)
 
 
 def _pairs(claim: Claim, rows: list[str]) -> list[tuple[str, str]]:
@@ -87,11 +91,6 @@ def _difference(better: Measured | None, worse: Measured | None, column: Column)
         return Difference(mean, None)
     # As if the two evaluations were independent: they share images and noise, so this is on the safe side.
     return Difference(mean, RESOLVED_AT * math.hypot(better.standard_error, worse.standard_error))
-
-
-def _weakest(outcomes: list[Outcome]) -> Outcome:
-    order: list[Outcome] = ["not shown", "not resolved", "shown"]
-    return min(outcomes, key=order.index)
 
 
 def _describe(difference: Difference, column: Column) -> str:

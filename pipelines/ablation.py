@@ -169,7 +169,18 @@ def build(study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = ()
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     chosen = choose("study", study, STUDIES)
     base = override_text(choose("preset", preset, PRESETS)(), settings)
-    return chosen.experiment(base, tuple(range(seeds)))
+    experiment = chosen.experiment(base, tuple(range(seeds)))
+    _check_settings_matter(experiment, settings)
+    return experiment
+
+
+def _check_settings_matter(experiment: Experiment[RunConfig], settings: tuple[str, ...]) -> None:
+    """Raises ValueError for a setting that every row replaces by its own."""
+    for key in (setting.partition("=")[0] for setting in settings):
+        if key == "seed":
+            raise ValueError("--set seed: a study's seeds are 0, 1, ... below --seeds; set that instead")
+        if all(key in row for row in experiment.variants.values()):
+            raise ValueError(f"--set {key}: every row of {experiment.name} has a {key} of its own; leave it out")
 
 
 def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str:

@@ -47,7 +47,8 @@ HERE = Places()
 
 Overrides = Annotated[
     tuple[str, ...],
-    tyro.conf.arg(name="set", metavar="KEY=VALUE ...", help="Dotted settings, such as train.images=50000."),
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help="A setting, such as train.images=50000; repeatable."),
 ]
 
 
@@ -69,7 +70,8 @@ def fail(error: Exception, code: int) -> int:
 
 
 def check_workers(config: TrainConfig, places: Places) -> None:
-    """Raises ValueError when the workers cannot share a batch evenly."""
+    """Raises ValueError when the workers cannot share a batch evenly, or are none."""
+    places.resources()
     if config.batch_size % places.workers:
         raise ValueError(
             f"--workers {places.workers}: train.batch_size={config.batch_size} must be a multiple of it, so that all "

@@ -29,7 +29,7 @@ SMALL = ["nll.draws=4", "nll.images=16", "sample.count=64", "sample.sampler.resp
 
 def command(store: Path, *arguments: str, images: int = 2560) -> list[str]:
     """The command line of the study, with every row trained on so many images."""
-    settings = ["--set", f"train.images={images}", *SMALL]
+    settings = [word for setting in (f"train.images={images}", *SMALL) for word in ("--set", setting)]
     script = str(ROOT / "pipelines" / "ablation.py")
     return [sys.executable, script, "iddpm-objectives", "--store", str(store), *arguments, *settings]
 

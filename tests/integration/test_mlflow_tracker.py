@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +13,7 @@ from mlflow import MlflowClient
 from orchestrator.journal import Point
 from orchestrator.mlflow_tracker import MlflowTracker, without_credentials
 from orchestrator.tracker import StudyInfo, TrackerUnavailable, TrialInfo
+from tests.small_study import MlflowServer, free_port
 
 pytestmark = pytest.mark.mlflow
 
@@ -30,40 +24,12 @@ TRIAL = TrialInfo(key="t1", name="deep · seed 0", variant="deep", seed=0, param
 POINTS = [Point("loss", 1.0 / step, step, 1_790_000_000_000 + step) for step in range(1, 1500)]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home, port = tmp_path_factory.mktemp("server"), free_port()
-    arguments = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"),
-    ]  # fmt: skip
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(uri, process)
-        yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the server and its workers: a group of their own
-        process.wait()
-
-
-def wait_for(uri: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        try:
-            urllib.request.urlopen(f"{uri}/health", timeout=2).close()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server.uri
+    server.kill()
 
 
 @pytest.fixture(params=["database", "server"])

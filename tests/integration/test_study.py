@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,47 +13,20 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from tests.small_study import ROWS, begun, call, trained, training, wait_until
+
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
-ROWS = [
-    "1K linear simple",
-    "4K linear simple",
-    "4K linear hybrid",
-    "4K cosine simple",
-    "4K cosine hybrid",
-    "4K cosine vlb",
-]
-SMALL = ["nll.draws=4", "nll.images=16", "sample.count=64", "sample.sampler.respacing=10", "metrics.kid_subset_size=32"]
+
+def tables(text: str) -> str:
+    """What was printed, without the lines that tell how long it took."""
+    return "\n".join(line for line in text.splitlines() if " cells run in " not in line)
 
 
 @dataclass
 class Study:
     store: Path
     output: str
-
-    @property
-    def models(self) -> dict[str, str]:
-        """Fingerprint of a train step -> SHA-256 of the weights it left."""
-        files = self.store.glob("train/*/model.safetensors")
-        return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def command(store: Path, *arguments: str, images: int = 2560) -> list[str]:
-    settings = ["--set", f"train.images={images}", *SMALL]
-    script = str(ROOT / "pipelines" / "ablation.py")
-    return [sys.executable, script, "iddpm-objectives", "--store", str(store), *arguments, *settings]
-
-
-def call(store: Path, *arguments: str, images: int = 2560) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(store, *arguments, images=images), capture_output=True, text=True, timeout=500, cwd=ROOT
-    )
-
-
-def tables(text: str) -> str:
-    """What was printed, without the lines that tell how long it took."""
-    return "\n".join(line for line in text.splitlines() if " cells run in " not in line)
 
 
 @pytest.fixture(scope="session")
@@ -79,11 +46,9 @@ def client(study: Study) -> MlflowClient:
 def parent(client: MlflowClient) -> Run:
     experiment = client.get_experiment_by_name("iddpm-objectives")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` = ''")
     (run,) = [
         run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags
     ]
-    assert runs is not None
     return run
 
 
@@ -174,45 +139,22 @@ def test_the_mlflow_parent_holds_the_table(client: MlflowClient, parent: Run, tm
     assert all(row in downloaded.read_text() for row in ROWS)
 
 
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (tmp_path / "log").open("wb") as log:
-        arguments = command(tmp_path / "store", "--checkpoint-seconds", "0.5", images=25_600)
-        process = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=ROOT)
-        yield process
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the study ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_study_whose_driver_was_ended_goes_on_where_it_was(
-    started: subprocess.Popen[bytes], tmp_path: Path, signum: signal.Signals
-) -> None:
-    store = tmp_path / "store"
-
-    def finished() -> set[str]:
-        return {file.parent.name for file in store.glob("train/*/record.json")}
-
-    def at_work() -> set[str]:
-        return {file.parent.parent.name for file in store.glob("train/*/checkpoints/LATEST")} - finished()
-
-    wait_until(lambda: len(finished()) >= 2 and at_work(), started)
-    os.kill(started.pid, signum)
-    assert started.wait(60) == (75 if signum == signal.SIGTERM else -signum)
-    done, interrupted = finished(), at_work()
+def test_a_study_whose_driver_was_ended_and_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    store, often = tmp_path / "store", ("--checkpoint-seconds", "0.5")
+    with begun(store, *often, images=25_600) as process:
+        wait_until(lambda: training(store), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    assert "run the same command again to go on" in Path(f"{store}.log").read_text()
+    with begun(store, *often, images=25_600) as process:
+        wait_until(lambda: len(trained(store)) >= 2 and training(store), process)
+        process.kill()
+    done, interrupted = trained(store), training(store)
+    assert interrupted
     times = {name: (store / "train" / name / "record.json").stat().st_mtime_ns for name in done}
     first_lines = {name: (store / "train" / name / "journal.jsonl").read_text().splitlines()[0] for name in interrupted}
 
-    again = call(store, "--checkpoint-seconds", "0.5", images=25_600)
+    again = call(store, *often, images=25_600)
 
     assert again.returncode == 0, again.stderr
     assert {name: (store / "train" / name / "record.json").stat().st_mtime_ns for name in done} == times

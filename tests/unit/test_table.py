@@ -85,6 +85,14 @@ def test_best_of_all_must_beat_every_row() -> None:
     assert outcome({"a": [3.0], "b": [0.5], "deep": [1.0]}, best) == ("not shown", "+0.50 ± 0.28, against b")
 
 
+def test_the_pair_that_decides_is_the_pair_that_is_named() -> None:
+    best = Extreme(text="best", metric="loss", variant="deep", which="best")
+    # Against a the advantage is smaller but certain; against b it is larger and far from certain.
+    said = outcome({"a": [1.30, 1.32, 1.29], "b": [1.0, 2.0, 1.9], "deep": [1.0, 1.01, 0.99]}, best)
+    assert said[0] == "not resolved"
+    assert said[1].endswith("against b")
+
+
 def test_worst_of_all_must_lose_to_every_row() -> None:
     worst = Extreme(text="worst", metric="loss", variant="deep", which="worst")
     assert outcome({"a": [1.0], "b": [2.0], "deep": [3.0]}, worst) == ("shown", "-1.00 ± 0.28, against b")
