@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
-from ray.train import WorkerGroupError as RayWorkerGroupError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+    get_context,
+)
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -94,13 +102,15 @@ class RayBackend:
         while True:
             try:
                 return self._trainer(fn, payload, name, resources).fit().return_value
-            except RayWorkerGroupError as error:
-                own = _raised_by_fn(error)
-                if own is not None:
-                    raise own from error
-                losses += 1
-                if losses > self._worker_losses_allowed:
-                    raise
+            except TrainingFailedError as error:
+                # Its frames hold the run's controller, and with it the CPUs of workers that are no longer needed.
+                failure = error.with_traceback(None)
+            own = _raised_by_fn(failure)
+            if own is not None:
+                raise own
+            losses += 1
+            if losses > self._worker_losses_allowed:
+                raise failure
 
     def map(
         self, fn: Callable[[Any], Any], items: Sequence[Any], *, resources: Resources, on_result: OnResult | None = None
@@ -157,6 +167,9 @@ class RayBackend:
 
 
 class _MapActor:
+    def start(self) -> None:
+        """Says that this process is up."""
+
     def run(self, fn: Callable[[Any], Any], item: Any) -> Any:
         return fn(item)
 
@@ -166,24 +179,28 @@ def _drain(
 ) -> list[Any]:
     results: list[Any] = [None] * len(items)
     shared = ray.put(fn)
-    waiting = iter(enumerate(items))
-    running: dict[Any, tuple[int, Any]] = {}
-
-    def feed(actor: Any) -> None:
-        if (following := next(waiting, None)) is not None:
-            index, item = following
-            running[actor.run.remote(shared, item)] = (index, actor)
-
-    for actor in actors:
-        feed(actor)
-    while running:
+    waiting, left = iter(enumerate(items)), len(items)
+    # An actor gets its first item once it has started: one for which there is no room must not keep any.
+    running: dict[Any, tuple[int | None, Any]] = {actor.start.remote(): (None, actor) for actor in actors}
+    while left:
         (ready,), _ = ray.wait(list(running), num_returns=1)
         index, actor = running.pop(ready)
-        results[index] = ray.get(ready)
-        if on_result is not None:
-            on_result(index, results[index])
-        feed(actor)
+        value = _value(ready)
+        if index is not None:
+            results[index], left = value, left - 1
+            if on_result is not None:
+                on_result(index, value)
+        if (following := next(waiting, None)) is not None:
+            running[actor.run.remote(shared, following[1])] = (following[0], actor)
     return results
+
+
+def _value(ready: Any) -> Any:
+    """The value of a finished task; what it raised is raised as it was, without the traceback of its process."""
+    try:
+        return ray.get(ready)
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def _on_worker(config: dict[str, Any]) -> Any:
@@ -197,8 +214,12 @@ def _on_worker(config: dict[str, Any]) -> Any:
     return config["fn"](spmd, config["payload"])
 
 
-def _raised_by_fn(error: RayWorkerGroupError) -> BaseException | None:
+def _raised_by_fn(error: TrainingFailedError) -> BaseException | None:
     """The exception fn itself raised, on the lowest rank that raised one; None when workers were lost instead."""
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, RayActorError):
+        return None  # a worker was gone before fn could start on it
+    if not isinstance(error, WorkerGroupError):
+        return error
     failures = [failure for _, failure in sorted(error.worker_failures.items())]
     if any(isinstance(failure, LOST_WORKER) for failure in failures):
         return None  # and what the others say comes from waiting for it

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 
@@ -32,6 +33,23 @@ def die_once(spmd: SpmdContext, payload: dict[str, str]) -> str:
     return "second life"
 
 
+def lose_a_peer_once(spmd: SpmdContext, payload: dict[str, str]) -> str:
+    marker, total = Path(payload["marker"]), torch.ones(1)
+    for _ in range(50):
+        dist.all_reduce(total)
+    if spmd.rank == 1 and not marker.exists():
+        marker.write_text("first life")
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(total)
+    return "second life"
+
+
+def fail_for(item: int) -> int:
+    if item == 2:
+        raise ValueError("item 2 is wrong")
+    return item
+
+
 def refuse(spmd: SpmdContext, payload: dict[str, str]) -> None:
     with Path(payload["calls"]).open("a") as calls:
         calls.write("called\n")
@@ -54,6 +72,26 @@ def test_workers_of_one_group_reduce_together_and_rank_0_answers(local_ray: None
 def test_a_killed_worker_is_replaced(local_ray: None, tmp_path: Path) -> None:
     payload = {"marker": str(tmp_path / "marker")}
     assert RayBackend(tmp_path).spmd(die_once, payload, name="die", resources=Resources()) == "second life"
+
+
+def test_what_the_others_say_of_a_lost_worker_is_not_taken_for_an_error_of_theirs(
+    local_ray: None, tmp_path: Path
+) -> None:
+    payload, resources = {"marker": str(tmp_path / "marker")}, Resources(workers=2)
+    assert RayBackend(tmp_path).spmd(lose_a_peer_once, payload, name="peer", resources=resources) == "second life"
+
+
+def test_an_exception_of_an_item_is_raised_as_it_is(local_ray: None, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^item 2 is wrong$"):
+        RayBackend(tmp_path).map(fail_for, range(4), resources=Resources())
+
+
+def test_workers_for_which_there_is_no_room_hold_nothing_up(local_ray: None, tmp_path: Path) -> None:
+    room = int(ray.cluster_resources()["CPU"])
+    backend = RayBackend(tmp_path)
+    numbers = list(range(3 * room))
+    assert backend.map(abs, numbers, resources=Resources(workers=room + 1)) == numbers
+    backend.release()
 
 
 def test_an_exception_of_the_work_itself_is_raised_as_it_is_and_not_retried(local_ray: None, tmp_path: Path) -> None:
