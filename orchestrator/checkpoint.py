@@ -44,7 +44,9 @@ class CheckpointDirectory:
         _write(self._path / f".{POINTER}", folder.name.encode())
         (self._path / f".{POINTER}").replace(self._path / POINTER)
         _sync(self._path)
-        for old in self._folders()[self._keep :]:
+        # Newer ones did not verify, or this state would not have been reached again.
+        newer, kept = [f for f in self._folders() if f > folder], [f for f in self._folders() if f <= folder]
+        for old in [*newer, *kept[self._keep :]]:
             shutil.rmtree(old)
         return folder
 

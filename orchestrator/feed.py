@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import fingerprint, flatten, to_dict
+from orchestrator.errors import DamagedArtifact
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.journal import read_points
 from orchestrator.materialize import pending
 from orchestrator.provenance import provenance
-from orchestrator.step import Step, walk
+from orchestrator.step import JOURNAL_FILE, Step, walk
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable
 from orchestrator.tracker import StudyInfo, Tracker, TrackerUnavailable, TrialInfo
@@ -39,12 +40,18 @@ class TrackerFeed:
         self._plans = plans
         self._store = store
         self._attachments = attachments
+        self._study_is_open = False
         self._opened: set[str] = set()
-        self._lines: dict[Path, int] = {}
+        self._lines: dict[tuple[str, Path], int] = {}  # rows that share a training both show its curve
         self._complete: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tracker", daemon=True)
         self._trouble: str | None = None
+
+    def check(self) -> str | None:
+        """Why the tracker does not answer now, or None. Raises PreflightError for one that never will."""
+        self._attempt(self._open_study)
+        return self._trouble
 
     def __enter__(self) -> TrackerFeed:
         self._thread.start()
@@ -86,7 +93,7 @@ class TrackerFeed:
         try:
             send()
             self._trouble = None
-        except TrackerUnavailable as error:
+        except (TrackerUnavailable, DamagedArtifact) as error:
             self._trouble = str(error)  # the journals keep it all; the next attempt, or the next call, sends it
 
     def _send(self) -> None:
@@ -102,24 +109,29 @@ class TrackerFeed:
             if done:
                 self._finish_done(trial, steps)
 
-    def _open(self) -> None:
+    def _open_study(self) -> None:
         experiment = self._experiment
-        if not self._opened:
-            self._tracker.open_study(
-                StudyInfo(
-                    name=experiment.name,
-                    key=experiment.key(),
-                    title=experiment.title,
-                    question=experiment.question,
-                    params=flatten(experiment.base),
-                    tags={f"papertable.{key}": str(value) for key, value in provenance().items()},
-                )
+        self._tracker.open_study(
+            StudyInfo(
+                name=experiment.name,
+                key=experiment.key(),
+                title=experiment.title,
+                question=experiment.question,
+                params=flatten(experiment.base),
+                tags={f"papertable.{key}": str(value) for key, value in provenance().items()},
             )
-        for trial in self._plans:
+        )
+        self._study_is_open = True
+
+    def _open(self) -> None:
+        if not self._study_is_open:
+            self._open_study()
+        for trial, steps in self._plans.items():
             if trial.key not in self._opened:
                 self._tracker.open_trial(
                     TrialInfo(
                         key=trial.key,
+                        identity=fingerprint(sorted(step.key for step in steps.values())),
                         name=trial.name,
                         variant=trial.variant,
                         seed=trial.seed,
@@ -131,13 +143,14 @@ class TrackerFeed:
 
     def _send_points(self, trial: Trial, steps: Mapping[str, Step]) -> None:
         for step in walk(steps.values()):
-            journal = self._store.path(step) / "journal.jsonl"
+            journal = self._store.path(step) / JOURNAL_FILE
             if not journal.is_file():
                 continue
-            points, following = read_points(journal, from_line=self._lines.get(journal, 0))
+            place = (trial.key, journal)
+            points, following = read_points(journal, from_line=self._lines.get(place, 0))
             if points:
                 self._tracker.send_points(trial.key, points)
-            self._lines[journal] = following
+            self._lines[place] = following
 
     def _finish_done(self, trial: Trial, steps: Mapping[str, Step]) -> None:
         metrics: dict[str, float] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,12 @@ from urllib.parse import urlsplit, urlunsplit
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
+from orchestrator.errors import PreflightError
 from orchestrator.journal import Point
 from orchestrator.tracker import Status, StudyInfo, TrackerUnavailable, TrialInfo
 
@@ -67,7 +71,7 @@ class MlflowTracker:
                 "papertable.seed": str(trial.seed),
             }
             # The same cell may stand in two studies: it is a child of each.
-            key = f"{self._study}/{trial.key}"
+            key = f"{self._study}/{trial.identity}"
             self._trials[trial.key] = self._open_run(client, key, "trial", trial.name, trial.params, tags)
 
     def is_complete(self, trial_key: str, digest: str) -> bool:
@@ -93,8 +97,7 @@ class MlflowTracker:
         with self._answering() as client:
             began = client.get_run(run_id).info.start_time  # one time for all: sent again, a point is the same point
             final = [Metric(key, value, began, 0) for key, value in metrics.items()]
-            tags = [RunTag(MLFLOW_RUN_NOTE, "\n".join(notes))] if notes else []
-            client.log_batch(run_id, metrics=final, tags=tags)
+            client.log_batch(run_id, metrics=final, tags=[RunTag(MLFLOW_RUN_NOTE, "\n".join(notes))])
             self._attach(client, run_id, files)
             client.set_tag(run_id, DIGEST, digest)  # last: all before it has arrived
             client.set_terminated(run_id, STATUS[status])
@@ -121,7 +124,8 @@ class MlflowTracker:
         """See Tracker."""
         if urlsplit(self._uri).scheme in ("http", "https"):
             return without_credentials(self._uri)
-        return f"mlflow ui --backend-store-uri {without_credentials(self._uri)} --host 127.0.0.1 --port 5000"
+        mlflow = shlex.join([sys.executable, "-m", "mlflow"])
+        return f"{mlflow} ui --backend-store-uri {shlex.quote(without_credentials(self._uri))} --host 127.0.0.1"
 
     def _open_experiment(self, client: MlflowClient, name: str) -> str:
         found = client.get_experiment_by_name(name)
@@ -136,14 +140,17 @@ class MlflowTracker:
         self, client: MlflowClient, key: str, role: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> str:
         found = client.search_runs([self._experiment], f"tags.`{KEY}` = '{key}' and tags.`{ROLE}` = '{role}'")
-        if found:
-            run = found[0]
-            self._complete[run.info.run_id] = run.data.tags.get(DIGEST, "")
-            if not run.data.tags.get(DIGEST):
-                client.update_run(run.info.run_id, status="RUNNING")
+        run = (
+            found[0]
+            if found
+            else client.create_run(self._experiment, run_name=name, tags={**tags, KEY: key, ROLE: role})
+        )
+        self._complete[run.info.run_id] = run.data.tags.get(DIGEST, "")
+        if self._complete[run.info.run_id]:
             return run.info.run_id
-        run = client.create_run(self._experiment, run_name=name, tags={**tags, KEY: key, ROLE: role})
-        entries = [Param(key, str(value)) for key, value in params.items()]
+        if found:
+            client.update_run(run.info.run_id, status="RUNNING")
+        entries = [Param(key, str(value)) for key, value in params.items()]  # equal values may be sent again
         for first in range(0, len(entries), PARAMS_BATCH):
             client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_BATCH])
         return run.info.run_id
@@ -167,14 +174,25 @@ class MlflowTracker:
             if self._client is None:
                 self._client = MlflowClient(tracking_uri=self._uri)
             yield self._client
+        except (ImportError, UnsupportedModelRegistryStoreURIException) as error:
+            raise PreflightError(
+                f"tracking URI {without_credentials(self._uri)}: MLflow cannot use it ({self._first_line(error)}). "
+                f"Name a server (http://...) or a database (sqlite:///FILE, or one whose driver is installed)"
+            ) from error
         except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-            said = str(error).replace(self._uri, without_credentials(self._uri)).splitlines()
-            raise TrackerUnavailable(f"MLflow at {without_credentials(self._uri)}: {said[0][:300]}") from error
+            raise TrackerUnavailable(
+                f"MLflow at {without_credentials(self._uri)}: {self._first_line(error)}"
+            ) from error
+
+    def _first_line(self, error: Exception) -> str:
+        said = str(error).replace(self._uri, without_credentials(self._uri)).splitlines()
+        return said[0][:300] if said else type(error).__name__
 
 
 def without_credentials(uri: str) -> str:
-    """The address with its user and password replaced by ***."""
+    """The address with its user, password and whatever follows a question mark replaced by ***."""
     parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+    netloc = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    if netloc == parts.netloc and not parts.query:
+        return uri  # urlunsplit would drop slashes of sqlite:////
+    return urlunsplit(parts._replace(netloc=netloc, query="***" if parts.query else ""))

@@ -29,13 +29,16 @@ def scatter(table: ComparisonTable, x: str, y: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 2 if paper else 1, figsize=(11, 4.6), squeeze=False)
     ours = {variant: point for variant in table.experiment.variants if (point := _point(table, variant, x, y))}
     experiment = table.experiment
-    _draw(axes[0][0], ours, "ours", experiment.column(x).label, experiment.column(y).label)
+    rows = list(experiment.variants)
+    _draw(axes[0][0], ours, rows, "ours", experiment.column(x).label, experiment.column(y).label)
     if paper:
         labels = [column.label for column in experiment.paper_columns[:2]]
-        _draw(axes[0][1], paper, experiment.source, labels[0], labels[1])
+        _draw(axes[0][1], paper, rows, experiment.source, labels[0], labels[1])
     figure.suptitle(experiment.title)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    handles = {
+        name: handle for panel in axes[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
     _save(figure, path, bottom=0.24)
 
 
@@ -60,8 +63,9 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylab
 Point = tuple[float, float, float, float]  # x, y, half widths of their error bars
 
 
-def _draw(axes: Axes, points: Mapping[str, Point], title: str, xlabel: str, ylabel: str) -> None:
-    for number, (label, (x, y, dx, dy)) in enumerate(points.items()):
+def _draw(axes: Axes, points: Mapping[str, Point], rows: Sequence[str], title: str, xlabel: str, ylabel: str) -> None:
+    for label, (x, y, dx, dy) in points.items():
+        number = rows.index(label)  # a row looks the same in both panels, whichever others failed
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axes.errorbar(x, y, xerr=dx or None, yerr=dy or None, fmt=marker, color=colour, label=label, capsize=3)
     if len(points) > 1 and max(p[1] for p in points.values()) > 3 * min(p[1] for p in points.values()) > 0:

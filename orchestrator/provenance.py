@@ -18,7 +18,7 @@ def provenance() -> dict[str, Any]:
     """Commit, versions and machine type; nothing that names a person or a host."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": None if (changes := _git("status", "--porcelain", "-uno")) is None else bool(changes),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import (
     ControllerError,
     FailureConfig,
@@ -263,7 +263,7 @@ def _connect(address: str, *, verbose: bool) -> None:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise PreflightError(
             f"no Ray cluster answers at {address!r} ({error}). Start one (`ray start --head`, `ray up`), name another "
             f"with --address or RAY_ADDRESS, or name none: Ray then starts by itself on this machine. A cluster with "

@@ -67,10 +67,10 @@ class ComparisonTable:
         ]
 
     def measured(self, variant: str, metric: str) -> Measured | None:
-        """A row's values of a metric by seed, with its standard error at a single seed; None for a failed row."""
-        if any(failure.variant == variant for failure in self.failures):
-            return None
+        """A row's values of a metric by seed, with its standard error at a single seed; None when every seed failed."""
         rows = [result for result in self.results if result.variant == variant]
+        if not rows:
+            return None
         error = self.experiment.column(metric).error
         errors = [result.metrics[error] for result in rows] if error is not None else []
         return Measured({result.seed: result.metrics[metric] for result in rows}, errors[0] if errors else None)
@@ -131,7 +131,10 @@ class ComparisonTable:
             for note in result.notes:  # type: ignore[union-attr]
                 notes.setdefault(note, []).append(result.variant)
         variants = list(self.experiment.variants)
-        lines = []
+        lines = [
+            f"{failure.variant}: seed {failure.seed} FAILED ({_first_line(failure.reason)})"
+            for failure in self.failures
+        ]
         for note, rows in notes.items():
             everywhere = set(rows) == {r.variant for r in self.results} and len(set(rows)) > 1
             lines.append(note if everywhere else f"{', '.join(v for v in variants if v in rows)}: {note}")
@@ -166,11 +169,10 @@ class ComparisonTable:
         return [format(numbers[c.key], c.format) if c.key in numbers else "" for c in columns]
 
     def _ours(self, variant: str) -> list[str]:
-        failures = [failure for failure in self.failures if failure.variant == variant]
-        if failures:
-            reason = f"FAILED: {failures[0].reason}"
-            return [reason, *[""] * (len(self.experiment.columns) - 1)]
-        return [self._cell(variant, column) for column in self.experiment.columns]
+        if any(result.variant == variant for result in self.results):
+            return [self._cell(variant, column) for column in self.experiment.columns]
+        reason = next(failure.reason for failure in self.failures if failure.variant == variant)
+        return [f"FAILED: {_first_line(reason)}", *[""] * (len(self.experiment.columns) - 1)]
 
     def _cell(self, variant: str, column: Column) -> str:
         measured = self.measured(variant, column.metric)
@@ -221,6 +223,10 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
 
     alignment = "|---|" + "---:|" * (len(headings) - 1)
     return [line(headings), alignment, *map(line, rows)]
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def _short(metric: str) -> str:

@@ -37,6 +37,9 @@ class TrialInfo:
     """A trial, as its child run shows it."""
 
     key: str
+    """By what the other calls name it."""
+    identity: str
+    """What its numbers are made of: with another one it is another run."""
     name: str
     variant: str
     seed: int
@@ -72,35 +75,3 @@ class Tracker(Protocol):
 
     def how_to_look(self) -> str:
         """The command or address a person opens."""
-
-
-class NullTracker:
-    """Shows nothing: for work whose artifacts are all one wants."""
-
-    def open_study(self, study: StudyInfo) -> None:
-        """Nothing."""
-
-    def open_trial(self, trial: TrialInfo) -> None:
-        """Nothing."""
-
-    def is_complete(self, trial_key: str, digest: str) -> bool:
-        """There is nothing to send."""
-        return True
-
-    def send_points(self, trial_key: str, points: Sequence[Point]) -> None:
-        """Nothing."""
-
-    def finish_trial(
-        self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
-        files: Mapping[str, Path], digest: str,
-    ) -> None:  # fmt: skip
-        """Nothing."""
-
-    def finish_study(
-        self, *, status: Status, table_records: list[dict[str, Any]], files: Mapping[str, Path], tags: Mapping[str, str]
-    ) -> None:
-        """Nothing."""
-
-    def how_to_look(self) -> str:
-        """Nowhere."""
-        return "(no tracker)"

@@ -56,6 +56,9 @@ def judge(claim: Claim, column: Column, rows: Mapping[str, Measured | None]) -> 
     lost = [row for row in dict.fromkeys(row for pair in pairs for row in pair) if rows[row] is None]
     if lost:
         return Verdict(claim.text, column.label, "no verdict", f"{', '.join(lost)} FAILED")
+    apart = [pair for pair in pairs if not _seeds(rows[pair[0]], rows[pair[1]])]
+    if apart:
+        return Verdict(claim.text, column.label, "no verdict", f"{' and '.join(apart[0])} have no seed in common")
     differences = {pair: _difference(rows[pair[0]], rows[pair[1]], column) for pair in pairs}
     if isinstance(claim, Better):
         (difference,) = differences.values()
@@ -77,11 +80,18 @@ def _pairs(claim: Claim, rows: list[str]) -> list[tuple[str, str]]:
     return [(claim.better, claim.worse)]
 
 
+def _seeds(first: Measured | None, second: Measured | None) -> list[int]:
+    """Those at which both rows were measured."""
+    assert first is not None
+    assert second is not None
+    return sorted(first.by_seed.keys() & second.by_seed.keys())
+
+
 def _difference(better: Measured | None, worse: Measured | None, column: Column) -> Difference:
     assert better is not None
     assert worse is not None
     sign = 1.0 if column.best == "max" else -1.0
-    seeds = sorted(better.by_seed.keys() & worse.by_seed.keys())
+    seeds = _seeds(better, worse)
     advantages = [sign * (better.by_seed[seed] - worse.by_seed[seed]) for seed in seeds]
     mean = sum(advantages) / len(advantages)
     if len(seeds) > 1:  # rows share seeds, and so noise: their differences vary less than they do

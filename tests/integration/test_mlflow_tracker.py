@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.errors import PreflightError
 from orchestrator.journal import Point
 from orchestrator.mlflow_tracker import MlflowTracker, without_credentials
 from orchestrator.tracker import StudyInfo, TrackerUnavailable, TrialInfo
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.mlflow
 STUDY = StudyInfo(
     name="depths", key="s1", title="Depths", question="Is deeper better?", params={"lr": 0.1}, tags={"a": "b"}
 )
-TRIAL = TrialInfo(key="t1", name="deep · seed 0", variant="deep", seed=0, params={"depth": 4}, tags={})
+TRIAL = TrialInfo(key="t1", identity="i1", name="deep · seed 0", variant="deep", seed=0, params={"depth": 4}, tags={})
 POINTS = [Point("loss", 1.0 / step, step, 1_790_000_000_000 + step) for step in range(1, 1500)]
 
 
@@ -118,8 +121,18 @@ def test_a_server_that_is_down_is_told_within_seconds_and_without_its_password(t
 def test_addresses_are_shown_without_credentials() -> None:
     assert without_credentials("postgresql://u:p@host:5432/db") == "postgresql://***@host:5432/db"
     assert without_credentials("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert without_credentials("postgresql://host/db?password=p") == "postgresql://host/db?***"
+
+
+@pytest.mark.parametrize("uri", ["htp://127.0.0.1:5000", "postgresql://127.0.0.1/db"])
+def test_an_address_that_can_never_work_is_refused_by_name(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match=r"tracking URI .*Name a server"):
+        MlflowTracker(uri, artifact_root=None).open_study(STUDY)
 
 
 def test_the_command_to_look_with_is_a_local_one(tmp_path: Path) -> None:
-    text = tracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path).how_to_look()
-    assert text == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db --host 127.0.0.1 --port 5000"
+    words = shlex.split(tracker(f"sqlite:///{tmp_path}/a b.db", tmp_path).how_to_look())
+    assert words[1:] == [
+        "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b.db", "--host", "127.0.0.1",
+    ]  # fmt: skip
+    assert words[0] == sys.executable

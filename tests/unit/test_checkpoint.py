@@ -93,4 +93,12 @@ def test_damage_to_all_states_leaves_none_and_names_each(saved: Path) -> None:
     clock, damage = load(saved)
     assert clock is None
     assert len(damage) == 2
-    shutil.rmtree(saved / "step-000000000010")
+
+
+def test_damaged_states_do_not_crowd_out_the_ones_that_follow_them(saved: Path) -> None:
+    for folder in (saved / "step-000000000040", saved / "step-000000000050"):
+        shutil.copytree(saved / "step-000000000020", folder)
+        (folder / "state").write_bytes(b"damaged")
+    CheckpointDirectory(saved).save(FIRST, clock=30)
+    assert load(saved) == (30, [])
+    assert (saved / (saved / "LATEST").read_text()).is_dir()

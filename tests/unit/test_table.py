@@ -109,6 +109,19 @@ def test_a_row_that_failed_leaves_no_verdict_and_says_why_in_its_cell() -> None:
     assert list(csv.DictReader(io.StringIO(failed.to_csv())))[1]["failed"] == "loss is nan at t = 3"
 
 
+def test_a_seed_that_failed_is_named_and_the_others_still_count() -> None:
+    whole = table({"shallow": [2.0, 2.1], "deep": [1.0, 1.1]})
+    results = [
+        *[r for r in whole.results if (r.variant, r.seed) != ("deep", 1)],
+        FailedTrial("deep", 1, "no memory\n..."),
+    ]
+    partly = ComparisonTable(whole.experiment, results)
+    assert partly.any_failed
+    assert "| deep | 7.25 | 1.00 ± 0.10 |" in partly.to_markdown()
+    assert "deep: seed 1 FAILED (no memory)" in partly.footnotes()
+    assert partly.verdicts[0].outcome == "shown"
+
+
 def test_numbers_stand_with_their_error_count_and_the_papers() -> None:
     (line,) = [
         line for line in table({"shallow": [2.0], "deep": [1.0]}).to_markdown().splitlines() if "| deep |" in line
