@@ -55,6 +55,11 @@ class TrainConfig:
         for name, rate in (("ema_rate", self.ema_rate), ("betas", self.betas[0]), ("betas", self.betas[1])):
             if not 0 <= rate < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+        if self.images % self.batch_size:
+            raise ValueError(
+                f"train.images={self.images}: must be a multiple of train.batch_size={self.batch_size}, such as "
+                f"{-(-self.images // self.batch_size) * self.batch_size}"
+            )
 
 
 @dataclass(frozen=True)

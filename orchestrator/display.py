@@ -28,10 +28,14 @@ class Display:
         self._ended = 0
         self._began = time.monotonic()
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(text, file=self._stream, flush=True)
+
     def begin(self, experiment: Experiment[Any], *, total: int, waiting: int) -> None:
         """Say what is about to run."""
         done = f", {total - waiting} done before" if waiting < total else ""
-        print(f"{experiment.name}: {waiting} of {total} cells to run{done}", file=self._stream, flush=True)
+        self.say(f"{experiment.name}: {waiting} of {total} cells to run{done}")
 
     def __enter__(self) -> Display:
         if self._stream.isatty():
@@ -51,7 +55,7 @@ class Display:
             return
         ended = sum(cell.is_done or cell.failed is not None for cell in watcher.cells)
         if ended > self._ended or time.monotonic() - self._printed >= LINES_SECONDS:
-            print("\n".join(self._lines(watcher)), file=self._stream, flush=True)
+            self.say("\n".join(self._lines(watcher)))
             self._printed, self._ended = time.monotonic(), ended
 
     def _lines(self, watcher: Watcher) -> list[str]:

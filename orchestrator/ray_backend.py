@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# A thread that outlives ray.shutdown() must fail, not start a Ray of its own. Read when ray is imported.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train import (
@@ -75,9 +78,9 @@ def ray_session(*, address: str | None, trial_drivers: int, verbose: bool = Fals
         ray.shutdown()
 
 
-def cluster_resources() -> dict[str, float]:
-    """What the cluster has now: CPU, GPU and custom resources."""
-    return dict(ray.cluster_resources())
+def cluster_nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has: CPU, GPU and custom resources."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def head_resource() -> dict[str, float]:

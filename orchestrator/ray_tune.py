@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ray import tune
 from orchestrator.backend import Backend
 from orchestrator.errors import PreflightError
 from orchestrator.experiment import Trial
-from orchestrator.ray_backend import TRIAL_DRIVER, RayBackend, cluster_resources, head_resource, ray_session
+from orchestrator.ray_backend import TRIAL_DRIVER, RayBackend, cluster_nodes, head_resource, ray_session
 from orchestrator.step import Resources
 
 
@@ -25,23 +25,29 @@ class TuneLauncher:
     extended.
     """
 
-    def __init__(self, storage: Path, *, resources: Resources, address: str | None = None, verbose: bool) -> None:
+    def __init__(
+        self,
+        storage: Path,
+        *,
+        resources: Resources,
+        address: str | None = None,
+        at_once: int | None = None,
+        verbose: bool = False,
+    ) -> None:
         self._storage = storage
         self._resources = resources
-        self._address = address or os.environ.get("RAY_ADDRESS")
+        self._address = address
+        self._at_once = at_once
         self._verbose = verbose
         self._session = ExitStack()
         self.backend: Backend = RayBackend(storage / "train")
         self.concurrent = 1
 
     def __enter__(self) -> TuneLauncher:
-        drivers = os.cpu_count() or 1
+        drivers = self._at_once or os.cpu_count() or 1
         self._session.enter_context(ray_session(address=self._address, trial_drivers=drivers, verbose=self._verbose))
-        cluster = cluster_resources()
-        scales = self._address is not None and TRIAL_DRIVER in cluster
         try:
-            # A cluster that scales has few workers yet; how many trials it is meant for, its head says.
-            self.concurrent = int(cluster[TRIAL_DRIVER]) if scales else trials_at_once(self._resources, cluster)
+            self.concurrent = self._at_once or trials_at_once(self._resources, cluster_nodes())
         except PreflightError:
             self._session.close()
             raise
@@ -81,18 +87,22 @@ class TuneLauncher:
         return {key: reason for key, reason in reasons.items() if reason}
 
 
-def trials_at_once(resources: Resources, cluster: dict[str, float]) -> int:
-    """How many trials' workers the cluster holds at the same time. Raises PreflightError when not even one's fit."""
-    need = {
-        "CPU": resources.workers * resources.cpus_per_worker,
-        "GPU": resources.workers * resources.gpus_per_worker,
-    }
-    fits = [int(cluster.get(kind, 0.0) // amount) for kind, amount in need.items() if amount]
-    if min(fits) < 1:
-        have = ", ".join(f"{cluster.get(kind, 0.0):g} {kind}" for kind in need)
-        wants = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
-        raise PreflightError(
-            f"one cell needs {wants} ({resources.workers} workers), and the cluster has {have}: "
-            f"lower --workers, --cpus-per-worker or --gpus-per-worker, or name a larger cluster with --address"
-        )
-    return min(fits)
+def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials' workers the nodes hold at the same time; as many as there are drivers where nodes come later.
+
+    Raises PreflightError when not even one trial's workers fit.
+    """
+    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    workers = sum(min(int(node.get(kind, 0.0) // amount) for kind, amount in need.items() if amount) for node in nodes)
+    if workers >= resources.workers:
+        return workers // resources.workers
+    drivers = int(sum(node.get(TRIAL_DRIVER, 0.0) for node in nodes))
+    if drivers and not any(node.get("CPU", 0.0) for node in nodes):
+        return drivers  # a head that works for nobody: its workers come when they are asked for
+    have = "; ".join(", ".join(f"{node.get(kind, 0.0):g} {kind}" for kind in need) for node in nodes)
+    wants = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
+    raise PreflightError(
+        f"one cell needs {resources.workers} x ({wants}), each within one node, and the nodes have: {have}. Lower "
+        f"--workers, --cpus-per-worker or --gpus-per-worker, name a larger cluster with --address, or, if the cluster "
+        f"will grow, say with --cells-at-once for how many cells"
+    )

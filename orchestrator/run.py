@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from orchestrator.backend import Backend, LocalBackend
 from orchestrator.display import Display
-from orchestrator.errors import Interrupted
+from orchestrator.errors import PreflightError, StepFailed
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.feed import TrackerFeed
 from orchestrator.journal import read_points
 from orchestrator.materialize import materialize, pending
 from orchestrator.plots import curves, scatter
 from orchestrator.progress import Watcher
-from orchestrator.step import Resources, Step, walk
+from orchestrator.signals import Background
+from orchestrator.step import JOURNAL_FILE, Resources, Step, walk
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.tracker import Tracker
@@ -29,6 +26,8 @@ from orchestrator.tracker import Tracker
 WATCH_SECONDS = 0.5
 
 Plan = Callable[[Any], Mapping[str, Step]]
+Check = Callable[[Any, Mapping[str, Path]], None]
+"""Raises ValueError when a config asks for what the data (role -> artifact) cannot give."""
 
 
 class Launcher(Protocol):
@@ -79,7 +78,6 @@ class StudyOutcome:
     """What a study ended in."""
 
     table: ComparisonTable
-    directory: Path
     files: Mapping[str, Path]
     trials_run: int
     tracker_behind: str | None
@@ -87,17 +85,21 @@ class StudyOutcome:
 
 
 def run_experiment(
-    experiment: Experiment[Any], plan: Plan, *, store: ArtifactStore, tracker: Tracker, launcher: Launcher,
-    resources: Resources, presentation: Presentation, display: Display,
+    experiment: Experiment[Any], plan: Plan, check: Check, *, store: ArtifactStore, tracker: Tracker,
+    launcher: Launcher, resources: Resources, presentation: Presentation, display: Display,
 ) -> StudyOutcome:  # fmt: skip
-    """Run what has no record yet and return the whole table. Raises Interrupted on SIGINT and SIGTERM."""
+    """Run what has no record yet and return the whole table."""
     plans = {trial: plan(trial.config) for trial in experiment.trials()}
     store.check_writable()
-    prepare_sources(plans, store, resources)
+    prepare_sources([step for steps in plans.values() for step in steps.values()], store, resources)
+    for trial, steps in plans.items():
+        check(trial.config, {role: store.path(step) for role, step in steps.items() if not step.inputs})
     waiting = [trial for trial, steps in plans.items() if pending(steps.values(), store)]
     feed = TrackerFeed(tracker, experiment, plans, store, presentation.attachments)
+    if (outage := feed.check()) is not None:
+        display.say(f"{outage}; the study goes on, and what the tracker misses is sent once it answers")
     failed: dict[str, str] = {}
-    with interruptible(), feed:
+    with feed:
         if waiting:
             display.begin(experiment, total=len(plans), waiting=len(waiting))
             failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display)
@@ -105,13 +107,16 @@ def run_experiment(
         directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
         files = write_table(table, directory, presentation, plans, store)
         behind = feed.finish(table, files, failed)
-    return StudyOutcome(table, directory, files, len(waiting), behind)
+    return StudyOutcome(table, files, len(waiting), behind)
 
 
-def prepare_sources(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, resources: Resources) -> None:
-    """Run the steps that read the user's data, here: what is wrong with it is said before any worker starts."""
-    sources = [step for steps in plans.values() for step in walk(steps.values()) if not step.inputs]
-    materialize(sources, store, backend=LocalBackend(), resources=resources)
+def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Resources) -> None:
+    """Run the steps that read the user's data, here: raises PreflightError for bad data before any worker starts."""
+    sources = [step for step in walk(steps) if not step.inputs]
+    try:
+        materialize(sources, store, backend=LocalBackend(), resources=resources)
+    except StepFailed as error:
+        raise PreflightError(f"the data cannot be used: {error.reason} ({error.step_key})") from error
 
 
 def write_table(
@@ -140,7 +145,7 @@ def training_curves(
     role, key, _ = curve
     lines: dict[str, list[tuple[int, float]]] = {}
     for trial, steps in plans.items():
-        journal = store.path(steps[role]) / "journal.jsonl"
+        journal = store.path(steps[role]) / JOURNAL_FILE
         if trial.variant in lines or not journal.is_file():
             continue
         points, _ = read_points(journal)
@@ -148,25 +153,6 @@ def training_curves(
         if values:
             lines[trial.variant] = values
     return lines
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM raise Interrupted in the main thread, once; a second one is not caught."""
-
-    def interrupt(signum: int, _: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
-        raise Interrupted(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.signal(signum, interrupt) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _launch(
@@ -182,34 +168,6 @@ def _launch(
             watcher.look()
             display.show(watcher)
         return work.value()
-
-
-class Background:
-    """A call in a thread of its own, so that the main thread is free for signals."""
-
-    def __init__(self, call: Callable[[], dict[str, str]]) -> None:
-        self._value: dict[str, str] = {}
-        self._error: BaseException | None = None
-
-        def run() -> None:
-            try:
-                self._value = call()
-            except BaseException as error:  # handed to the thread that asked, by value()
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="launcher", daemon=True)
-        self._thread.start()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether the call has ended, after waiting for at most so long."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def value(self) -> dict[str, str]:
-        """What the call returned; raises what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._value
 
 
 def _result(

@@ -24,7 +24,7 @@ from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
-from pipelines.plan import plan
+from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
 SOME_CELLS_FAILED = 4
@@ -132,7 +132,7 @@ def main(
     seeds: int = 1,
     places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
     set: Overrides = (),
-    address: str | None = None,
+    cells_at_once: int | None = None,
     tracking_uri: str | None = None,
     list: bool = False,
     dry_run: bool = False,
@@ -146,7 +146,7 @@ def main(
         seeds: How many training seeds every row gets: 0, 1, ... More than before trains only the new ones.
         places: Where artifacts are kept and how many workers a cell gets.
         set: Dotted settings changed in every row, such as train.images=50000.
-        address: A running Ray cluster (or RAY_ADDRESS); by default Ray starts here and ends with the study.
+        cells_at_once: How many cells run side by side; by default as many as the cluster has room for now.
         tracking_uri: MLflow server or database; by default mlflow.db in the store.
         list: Print the studies and end.
         dry_run: Print what would run and what is done already, and end.
@@ -156,11 +156,14 @@ def main(
         print("\n".join(f"{name:<20} {study.question}" for name, study in STUDIES.items()))
         return 0
     experiment = build(study, preset=preset, seeds=seeds, settings=set)
-    store = ArtifactStore(places.store)
+    check_workers(experiment.base.train, places)
+    if cells_at_once is not None and cells_at_once < 1:
+        raise ValueError(f"--cells-at-once {cells_at_once}: must be at least 1")
+    store = places.open_store()
     if dry_run:
         print(dry_run_text(experiment, store))
         return 0
-    return run_study(experiment, store, places, address=address, tracking_uri=tracking_uri, verbose=verbose)
+    return run_study(experiment, store, places, cells_at_once=cells_at_once, tracking_uri=tracking_uri, verbose=verbose)
 
 
 def build(study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = ()) -> Experiment[RunConfig]:
@@ -194,23 +197,23 @@ def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str
 
 def run_study(
     experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, *,
-    address: str | None, tracking_uri: str | None, verbose: bool,
+    cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Run the study on Ray, print its table, and return the exit code."""
     from orchestrator.mlflow_tracker import MlflowTracker  # seconds to import: not for --help and --list
     from orchestrator.ray_tune import TuneLauncher
 
     began = time.monotonic()
-    check_workers(experiment.base.train, places)
-    store.check_writable()
     resources = places.resources()
     tracker = MlflowTracker(
         tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}",
         artifact_root=None if tracking_uri else str(store.root / "mlartifacts"),
     )
-    launcher = TuneLauncher(store.root / ".ray", resources=resources, address=address, verbose=verbose)
+    launcher = TuneLauncher(
+        store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
+    )
     outcome = run_experiment(
-        experiment, plan, store=store, tracker=tracker, launcher=launcher, resources=resources,
+        experiment, plan, check, store=store, tracker=tracker, launcher=launcher, resources=resources,
         presentation=PRESENTATION, display=Display(),
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))

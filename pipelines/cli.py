@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from diffusion.training import TrainConfig
 from orchestrator.errors import PapertableError
+from orchestrator.signals import interruptible
 from orchestrator.step import Resources
+from orchestrator.store import ArtifactStore
 
 BAD_CONFIGURATION = 2
 
 
+def in_ray_job() -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def default_store() -> str:
+    """A folder beside the code; in a job, whose code is a temporary copy, one that outlives it."""
+    return str(Path.home() / "papertable-artifacts") if in_ray_job() else "artifacts"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where a command keeps its artifacts, and where it runs. Nothing here changes a number."""
+    """Where a command keeps its artifacts, and where it runs. None of it is part of a result's identity."""
 
-    store: str = "artifacts"
+    store: str = default_store()
     """Folder of all artifacts. The same folder again goes on where the last run stopped."""
     workers: int = 1
     """Workers that train one model together."""
@@ -32,6 +46,19 @@ class Places:
     """GPUs of each worker."""
     checkpoint_seconds: float = 30.0
     """At most so much training is lost when a worker is."""
+    address: str | None = os.environ.get("RAY_ADDRESS")
+    """A running Ray cluster; by default the one RAY_ADDRESS names."""
+
+    def open_store(self) -> ArtifactStore:
+        """The store, once it is known that it can be written."""
+        if in_ray_job() and "://" not in self.store and not Path(self.store).expanduser().is_absolute():
+            raise ValueError(
+                f"--store {self.store}: inside a Ray job this is a folder within Ray's temporary copy of the code; "
+                f"name an absolute path"
+            )
+        store = ArtifactStore(self.store)
+        store.check_writable()
+        return store
 
     def resources(self) -> Resources:
         """What each step may use."""
@@ -55,7 +82,8 @@ Overrides = Annotated[
 def run(main: Callable[..., int | None]) -> None:
     """Run a command line and exit with its code; a user's mistake is one paragraph, not a traceback."""
     try:
-        code = tyro.cli(main, description=(main.__doc__ or "").partition("\n\n")[0]) or 0
+        with interruptible():
+            code = tyro.cli(main, description=(main.__doc__ or "").partition("\n\n")[0]) or 0
     except PapertableError as error:
         code = fail(error, error.exit_code)
     except ValueError as error:

@@ -30,6 +30,7 @@ FASHION_MNIST_SHA256 = {  # of the decompressed files
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+DEFAULT_IMAGE_SIZE = {"digits": 8, "fashion-mnist": 32}
 DIGITS_LEVELS = 16  # scikit-learn's digits count dark pixels of 4x4 blocks: 0..16
 
 
@@ -40,8 +41,8 @@ class DataConfig:
     source: Literal["digits", "fashion-mnist"] = "digits"
     image_size: int = 8
     """Height and width in pixels: 8 for digits; 28, or 32 with a black border, for fashion-mnist."""
-    test_percent: int = 20
-    """Share of the images held out, chosen by the hash of their bytes; fashion-mnist brings its own split."""
+    test_percent: int | None = 20
+    """Share of the images held out, chosen by the hash of their bytes; null where the data set brings its own split."""
 
     def __post_init__(self) -> None:
         allowed = {"digits": (8,), "fashion-mnist": (28, 32)}[self.source]
@@ -50,7 +51,11 @@ class DataConfig:
                 f"data.image_size={self.image_size}: {self.source} is available at "
                 f"{' or '.join(map(str, allowed))} pixels; set data.image_size to that"
             )
-        if not 1 <= self.test_percent <= 50:
+        if self.source == "fashion-mnist" and self.test_percent is not None:
+            raise ValueError(
+                f"data.test_percent={self.test_percent}: fashion-mnist brings its own split; set it to null"
+            )
+        if self.source == "digits" and not 1 <= (self.test_percent or 0) <= 50:
             raise ValueError(f"data.test_percent={self.test_percent}: must be between 1 and 50")
 
     @property
@@ -119,6 +124,9 @@ def prepare(config: DataConfig, ctx: StepContext) -> None:
         "shards": shards,
     }
     (ctx.output / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    height, width, channels = splits["train"].images.shape[1:]
+    counts = " and ".join(f"{len(images.labels):,} {split}" for split, images in splits.items())
+    ctx.write_metrics({}, notes=[f"ours: {config.source}, {height}x{width}x{channels}, {counts} images"])
 
 
 def read_split(dataset: Path, split: Literal["train", "test"]) -> ImageSet:
@@ -138,6 +146,11 @@ def read_split(dataset: Path, split: Literal["train", "test"]) -> ImageSet:
     return ImageSet(images=images, labels=labels).require(image_size=side, num_classes=manifest["num_classes"])
 
 
+def count_images(dataset: Path, split: Literal["train", "test"]) -> int:
+    """How many images a split of a prepared data set has."""
+    return int(json.loads((dataset / "manifest.json").read_text())["images"][split])
+
+
 def _write_shard(file: Path, images: ImageSet, first: int, stop: int) -> None:
     pixels = [image.tobytes() for image in images.images[first:stop]]
     table = pa.table(
@@ -151,6 +164,7 @@ def _load_digits(config: DataConfig) -> dict[str, ImageSet]:
 
     digits = load_digits()
     images = np.round(digits.images * (255 / DIGITS_LEVELS)).astype(np.uint8)[..., None]
+    assert config.test_percent is not None
     held_out = np.array([_percentile(image) < config.test_percent for image in images])
     labels = digits.target.astype(np.int64)
     return {
@@ -205,22 +219,8 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def prepare_main(source: Literal["digits", "fashion-mnist"], image_size: int, store: str) -> int:
-    """Prepare a data set as Parquet shards in the store, and print where they are."""
-    from orchestrator.backend import LocalBackend
-    from orchestrator.materialize import materialize
-    from orchestrator.step import Resources
-    from orchestrator.store import ArtifactStore
-
-    step, artifacts = dataset_step(DataConfig(source=source, image_size=image_size)), ArtifactStore(store)
-    artifacts.check_writable()
-    materialize([step], artifacts, backend=LocalBackend(), resources=Resources())
-    print(artifacts.path(step))
-    return 0
-
-
 if __name__ == "__main__":
     from pipelines.cli import run
-    from pipelines.data import prepare_main as main  # under its own name, not as __main__
+    from pipelines.single import prepare as main  # needs this module under its own name
 
     run(main)

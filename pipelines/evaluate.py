@@ -5,6 +5,8 @@ python pipelines/evaluate.py tiny --store artifacts
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,9 @@ from diffusion.metrics.stats import GaussianStats
 from orchestrator.step import Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.data import read_split
-from pipelines.sample import SAMPLES_FILE
+from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
 
-VERSION = 1
+VERSION = 2
 BLOCK = 256
 FEATURES_FILE = "features.npz"
 
@@ -73,39 +75,58 @@ def metrics_step(config: MetricsConfig, *, features: Step, reference: Step) -> S
 
 def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
     """Features of the test split."""
-    _extract(config, read_split(ctx.inputs["dataset"], "test").images, ctx)
+    images = read_split(ctx.inputs["dataset"], "test").images
+    manifest = (ctx.inputs["dataset"] / "manifest.json").read_bytes()
+    whole = hashlib.sha256(manifest).hexdigest()[:12]
+    _extract(config, images, {"reference": f"{len(images)} test images of data set {whole}"}, ctx)
 
 
 def extract_samples(config: FeaturesConfig, ctx: StepContext) -> None:
     """Features of the samples."""
+    drawn = json.loads((ctx.inputs["samples"] / PROTOCOL_FILE).read_text())
     with np.load(ctx.inputs["samples"] / SAMPLES_FILE, allow_pickle=False) as samples:
-        _extract(config, samples["arr_0"], ctx)
+        _extract(config, samples["arr_0"], drawn, ctx)
 
 
 def compare(config: MetricsConfig, ctx: StepContext) -> None:
     """Frechet distance and KID between two artifacts of features, with the protocol both rest on."""
-    samples, network = _load(ctx.inputs["features"])
-    reference, reference_network = _load(ctx.inputs["reference"])
-    if network != reference_network:
-        raise ValueError(f"features of {network} cannot be compared with features of {reference_network}")
-    ours, theirs = GaussianStats.of(samples), GaussianStats.of(reference)
+    samples, reference = Features.load(ctx.inputs["features"]), Features.load(ctx.inputs["reference"])
+    if samples.network != reference.network:
+        raise ValueError(f"features of {samples.network} cannot be compared with features of {reference.network}")
+    ours, theirs = GaussianStats.of(samples.values), GaussianStats.of(reference.values)
     distance = clean_fid_frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
     value, error = kid(
-        samples, reference, seed=config.seed,
+        samples.values, reference.values, seed=config.seed,
         subsets=config.kid_subsets, subset_size=config.kid_subset_size,
     )  # fmt: skip
-    protocol = {"network": network, "reference": f"{len(reference)} test images", "samples": len(samples)}
+    protocol = {**samples.network, **reference.images, **samples.images}
+    subsets = {"subsets": f"{config.kid_subsets} of {config.kid_subset_size}", "subset_seed": config.seed}
     ctx.write_metrics(
         {
             "fd": distance,
             "kid": value,
             "kid_se": error,
-            "fd_samples": float(len(samples)),
-            "fd_reference": float(len(reference)),
+            "fd_samples": float(len(samples.values)),
+            "fd_reference": float(len(reference.values)),
         },
-        protocol={"fd": protocol, "kid": {**protocol, "subset_size": config.kid_subset_size}},
-        notes=_biased(len(samples), len(reference), samples.shape[1]),
+        protocol={"fd": protocol, "kid": {**protocol, **subsets}},
+        notes=_biased(len(samples.values), len(reference.values), samples.values.shape[1]),
     )
+
+
+@dataclass(frozen=True)
+class Features:
+    """An artifact of features (n, d), and what they are features of."""
+
+    values: np.ndarray
+    network: dict[str, str | int]
+    images: dict[str, str | int]
+
+    @classmethod
+    def load(cls, artifact: Path) -> Features:
+        """From the directory of a step."""
+        with np.load(artifact / FEATURES_FILE, allow_pickle=False) as stored:
+            return cls(stored["features"], **json.loads(str(stored["protocol"])))
 
 
 def _biased(samples: int, reference: int, dimension: int) -> list[str]:
@@ -122,19 +143,14 @@ def extract_block(config: FeaturesConfig, images: np.ndarray, threads: int, bloc
     return EfficientNetLite0Features(size=config.size, device=worker_device(threads))(images[slice(*block)])
 
 
-def _extract(config: FeaturesConfig, images: np.ndarray, ctx: StepContext) -> None:
+def _extract(
+    config: FeaturesConfig, images: np.ndarray, images_protocol: dict[str, str | int], ctx: StepContext
+) -> None:
     work = partial(extract_block, config, images, ctx.resources.cpus_per_worker)
     features = map_blocks(ctx, work, len(images), block_size=BLOCK)
-    np.savez(ctx.output / FEATURES_FILE, features=features, network=np.array(_network(config)))
-
-
-def _network(config: FeaturesConfig) -> str:
-    return f"{config.network} at {config.size} px, clean-fid's resizer"
-
-
-def _load(features: Path) -> tuple[np.ndarray, str]:
-    with np.load(features / FEATURES_FILE, allow_pickle=False) as stored:
-        return stored["features"], str(stored["network"])
+    network = dict(EfficientNetLite0Features.protocol_at(config.size))
+    protocol = json.dumps({"network": network, "images": images_protocol})
+    np.savez(ctx.output / FEATURES_FILE, features=features, protocol=np.array(protocol))
 
 
 if __name__ == "__main__":

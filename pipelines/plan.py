@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from orchestrator.step import Step
 from pipelines.configs import RunConfig
-from pipelines.data import dataset_step
+from pipelines.data import count_images, dataset_step
 from pipelines.evaluate import features_step, metrics_step, reference_step
 from pipelines.nll import nll_step
 from pipelines.sample import sample_step
 from pipelines.train import train_step_of
+
+
+def check(config: RunConfig, sources: Mapping[str, Path]) -> None:
+    """Raises ValueError when the config asks for more held-out images than the data set has."""
+    images = count_images(sources["dataset"], "test")
+    asked = {"nll.images": config.nll.images or 0, "metrics.kid_subset_size": config.metrics.kid_subset_size}
+    for name, count in asked.items():
+        if count > images:
+            raise ValueError(f"{name}={count}: {config.data.source} has {images} held-out images; ask for at most that")
 
 
 def plan(config: RunConfig) -> dict[str, Step]:

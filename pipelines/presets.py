@@ -25,7 +25,7 @@ def tiny() -> RunConfig:
         ),
         diffusion=DiffusionConfig(),
         # The papers average over 10,000 steps of hundreds of thousands; a run of a thousand needs a shorter memory.
-        train=TrainConfig(batch_size=128, lr=1e-3, ema_rate=0.99, images=89_600),
+        train=TrainConfig(batch_size=128, lr=1e-3, ema_rate=0.99, images=51_200),
         nll=NllConfig(draws=64),
         sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="250")),
         features=FeaturesConfig(size=64),
@@ -36,7 +36,7 @@ def tiny() -> RunConfig:
 def reduced() -> RunConfig:
     """Fashion-MNIST at 32x32 with IDDPM's CIFAR-10 network at half its width: one GPU, hours."""
     return RunConfig(
-        data=DataConfig(source="fashion-mnist", image_size=32),
+        data=DataConfig(source="fashion-mnist", image_size=32, test_percent=None),
         model=UNetConfig(
             image_size=32, channels=1, model_channels=64, channel_mult=(1, 2, 2, 2), num_res_blocks=3,
             attention_resolutions=(16, 8), num_heads=4, dropout=0.3,

@@ -5,6 +5,7 @@ python pipelines/sample.py tiny --store artifacts
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,14 @@ from PIL import Image
 from diffusion.sampling import SamplerConfig, sample, to_uint8
 from orchestrator.step import Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
-from pipelines.train import load_trained
+from pipelines.train import TrainStepConfig, load_trained, trained_config
 
-VERSION = 1
+VERSION = 2
 BLOCK = 128  # images a worker draws at a time: the unit of progress, and what a lost worker loses
 GRID_SIDE = 8
 SAMPLES_FILE = "samples.npz"
 GRID_FILE = "grid.png"
+PROTOCOL_FILE = "protocol.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +51,22 @@ def draw(config: SampleConfig, ctx: StepContext) -> None:
     work = partial(draw_block, config, ctx.inputs["train"], ctx.resources.cpus_per_worker)
     images = map_blocks(ctx, work, config.count, block_size=BLOCK)
     np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
+    (ctx.output / PROTOCOL_FILE).write_text(json.dumps(protocol(config, trained_config(ctx.inputs["train"]))))
     image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)
     ctx.write_metrics({"samples": float(len(images))})
+
+
+def protocol(config: SampleConfig, trained: TrainStepConfig) -> dict[str, str | int]:
+    """What two sets of samples must share to be compared. T and the schedule are the row's own."""
+    sampler = config.sampler
+    steps = f"respacing {sampler.respacing}" if sampler.respacing else "all T steps"
+    return {
+        "samples": config.count,
+        "sampler": f"{sampler.kind}, {steps}" + (f", eta {sampler.eta:g}" if sampler.kind == "ddim" else ""),
+        "x_start": "clipped" if sampler.clip_denoised else "not clipped",
+        "weights": f"EMA {trained.train.ema_rate:g}",
+        "seed": config.seed,
+    }
 
 
 def draw_block(config: SampleConfig, train: Path, threads: int, block: Block) -> np.ndarray:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
 
 import tyro
 
 from orchestrator.backend import Backend, LocalBackend
 from orchestrator.config import override_text
 from orchestrator.materialize import materialize
-from orchestrator.run import interruptible
+from orchestrator.run import prepare_sources
+from orchestrator.signals import Background
+from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
-from pipelines.plan import plan
+from pipelines.data import DEFAULT_IMAGE_SIZE, DataConfig, dataset_step
+from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
+
+WAIT_SECONDS = 0.2
 
 
 def command(role: str, what: str) -> Callable[..., int]:
@@ -28,25 +33,26 @@ def command(role: str, what: str) -> Callable[..., int]:
         places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
         set: Overrides = (),
         ray: bool = False,
-        address: str | None = None,
     ) -> int:
         config = override_text(choose("preset", preset, PRESETS)(), set)
         check_workers(config.train, places)
-        step = plan(config)[role]
-        store = ArtifactStore(places.store)
-        store.check_writable()
-        with ExitStack() as session:
-            session.enter_context(interruptible())
-            backend: Backend = LocalBackend()
-            if ray or address:
-                from orchestrator.ray_backend import RayBackend, ray_session  # seconds to import
-
-                session.enter_context(ray_session(address=address, trial_drivers=1))
-                backend = RayBackend(store.root / ".ray" / "train")
-                session.callback(backend.release)
-            materialize([step], store, backend=backend, resources=places.resources())
-        said = store.metrics(step)
-        print(json.dumps({"artifact": str(store.path(step)), "metrics": said.metrics, "notes": said.notes}, indent=1))
+        on_ray = ray or places.address is not None
+        if not on_ray and (places.workers > 1 or places.gpus_per_worker):
+            raise ValueError(
+                f"--workers {places.workers}, --gpus-per-worker {places.gpus_per_worker:g}: without Ray there is one "
+                f"worker on CPUs; add --ray, or name a cluster with --address"
+            )
+        store, resources, steps = places.open_store(), places.resources(), plan(config)
+        prepare_sources(list(steps.values()), store, resources)
+        check(config, {"dataset": store.path(steps["dataset"])})
+        with _on_ray(store, places) if on_ray else _here() as backend:
+            work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
+            while not work.wait(WAIT_SECONDS):
+                pass  # Ray would take over a main thread's signals
+            work.value()
+        said = store.metrics(steps[role])
+        artifact = str(store.path(steps[role]))
+        print(json.dumps({"artifact": artifact, "metrics": said.metrics, "notes": said.notes}, indent=1))
         return 0
 
     main.__doc__ = f"""{what}
@@ -54,8 +60,49 @@ def command(role: str, what: str) -> Callable[..., int]:
     Args:
         preset: A set-up: {", ".join(PRESETS)}.
         places: Where artifacts are kept and how many workers there are.
-        set: Dotted settings, such as train.images=50000.
+        set: Settings changed in the preset.
         ray: Run on a Ray that is started for this command, instead of in this process.
-        address: Run on the Ray cluster at this address.
     """
     return main
+
+
+def prepare(
+    command: Annotated[Literal["prepare"], tyro.conf.Positional],
+    source: Annotated[Literal["digits", "fashion-mnist"], tyro.conf.Positional],
+    /,
+    image_size: int | None = None,
+    store: str = HERE.store,
+) -> int:
+    """Prepare a data set as Parquet shards in the store, and print where they are.
+
+    Args:
+        command: What to do.
+        source: The data set.
+        image_size: Pixels a side; by default 8 for digits and 32 for fashion-mnist.
+        store: Folder of all artifacts.
+    """
+    size = image_size or DEFAULT_IMAGE_SIZE[source]
+    step = dataset_step(DataConfig(source=source, image_size=size, test_percent=20 if source == "digits" else None))
+    artifacts = Places(store=store).open_store()
+    prepare_sources([step], artifacts, Resources())
+    print(artifacts.path(step))
+    return 0
+
+
+@contextmanager
+def _here() -> Iterator[Backend]:
+    yield LocalBackend()
+
+
+@contextmanager
+def _on_ray(store: ArtifactStore, places: Places) -> Iterator[Backend]:
+    from orchestrator.ray_backend import RayBackend, cluster_nodes, ray_session  # seconds to import
+    from orchestrator.ray_tune import trials_at_once
+
+    with ray_session(address=places.address, trial_drivers=1):
+        trials_at_once(places.resources(), cluster_nodes())  # raises when the workers do not fit
+        backend = RayBackend(store.root / ".ray" / "train")
+        try:
+            yield backend
+        finally:
+            backend.release()

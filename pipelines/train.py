@@ -26,7 +26,7 @@ from orchestrator.backend import SpmdContext
 from orchestrator.checkpoint import CheckpointDirectory
 from orchestrator.config import canonical_json, from_dict, to_dict
 from orchestrator.journal import Journal
-from orchestrator.step import Step, StepContext, write_progress
+from orchestrator.step import JOURNAL_FILE, Step, StepContext, write_progress
 from pipelines.data import read_split
 
 VERSION = 1
@@ -104,11 +104,13 @@ class TrainingRun:
         self.state: TrainState = build_train_state(config.train, config.diffusion, network)
         self.module: nn.Module = DistributedDataParallel(network) if spmd.world_size > 1 else network
         self.checkpoints = CheckpointDirectory(output / "checkpoints")
-        self.journal = Journal(output / "journal.jsonl") if spmd.rank == 0 else None
+        self.damage: list[str] = []
+        """What was wrong with checkpoints when training resumed: told in the step's notes."""
+        self.journal = Journal(output / JOURNAL_FILE) if spmd.rank == 0 else None
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that verifies, if there is one."""
-        checkpoint = self.checkpoints.load_latest(on_damage=print)
+        checkpoint = self.checkpoints.load_latest(on_damage=self.damage.append)
         if checkpoint is not None:
             self.state.load_tensors(
                 load(checkpoint.files["state.safetensors"]), json.loads(checkpoint.files["meta.json"])
@@ -151,7 +153,8 @@ class TrainingRun:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.ema_weights().items()}
         save_file(weights, self.output / MODEL_FILE, metadata={"config": canonical_json(to_dict(self.config))})
         metrics = {"images_seen": float(self.state.images_seen), "parameters": float(_count(self.state.model))}
-        return {"metrics": metrics, "notes": self._notes()}
+        length = f"trained on {self.state.images_seen:,} images, a batch of {self.config.train.batch_size} at a time"
+        return {"metrics": metrics, "notes": [length, *self._notes(), *self.damage]}
 
     def _batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(step, index of each example within the global batch, x_start) for this rank, until training ends."""
@@ -252,12 +255,16 @@ def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -
 
 def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
     """The model a train step left, ready for evaluation."""
-    file = train_output / MODEL_FILE
-    config = from_dict(TrainStepConfig, json.loads(_safetensors_header(file)["config"]))
+    config = trained_config(train_output)
     network = build_network(config.model, config.diffusion, seed=config.seed)
-    network.load_state_dict(load_file(file))
+    network.load_state_dict(load_file(train_output / MODEL_FILE))
     network.eval().requires_grad_(False).to(device)
     return TrainedModel(network, config.diffusion, build_schedule(config.diffusion).to(device))
+
+
+def trained_config(train_output: Path) -> TrainStepConfig:
+    """The config a model was trained with, from the header of its weights."""
+    return from_dict(TrainStepConfig, json.loads(_safetensors_header(train_output / MODEL_FILE)["config"]))
 
 
 def read_images(dataset: Path) -> Tensor:

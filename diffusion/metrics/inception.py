@@ -39,11 +39,16 @@ class EfficientNetLite0Features:
     @property
     def protocol(self) -> FeatureProtocol:
         """How an image becomes a vector."""
+        return self.protocol_at(self.size)
+
+    @staticmethod
+    def protocol_at(size: int) -> FeatureProtocol:
+        """The protocol at an input size, without the network being loaded."""
         return {
             "network": "efficientnet-lite0",
-            "weights_sha256": WEIGHTS_SHA256,
+            "weights_sha256": WEIGHTS_SHA256[:12],
             "resize": "clean-fid clean bicubic",
-            "size": self.size,
+            "size": size,
             "dimension": DIMENSION,
         }
 

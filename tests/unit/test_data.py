@@ -109,7 +109,7 @@ def test_what_is_no_complete_idx_file_of_bytes_is_refused(content: bytes) -> Non
 
 def test_fashion_mnist_that_is_missing_or_altered_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAPERTABLE_FASHION_MNIST", str(tmp_path))
-    config = DataConfig(source="fashion-mnist", image_size=32)
+    config = DataConfig(source="fashion-mnist", image_size=32, test_percent=None)
     with pytest.raises(PreflightError, match="dataset-fashion-mnist"):
         prepare(config, context(tmp_path))
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))

@@ -213,7 +213,7 @@ def test_meta_data_of_another_kind_of_state_is_refused():
 )
 def test_a_training_that_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**{"images": 10, **changes})
+        TrainConfig(**{"images": 1280, **changes})
 
 
 def worker(rank, store, out):
