@@ -38,5 +38,6 @@ bench: $(READY)
 docs: $(READY)
 	$(BIN)/pdoc --output-directory build/docs orchestrator diffusion pipelines
 
+# Artifacts stay: they are hours of training. `rm -r artifacts` is yours to say.
 clean:
-	rm -rf $(VENV) artifacts build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

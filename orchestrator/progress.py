@@ -102,20 +102,20 @@ class Watcher:
         return found
 
     def time_left(self) -> TimeLeft | None:
-        """Until the study ends, from how long its steps took or will take; None when none has shown that yet."""
+        """Until the study ends, from how long steps took or will take; None when nothing is known of those to come."""
         running = {cell.trial: (step, progress) for cell, step, progress in self.running()}
         whole = self._whole_seconds()
         cells: list[float] = []
-        is_lower_bound = False
+        unknown = 0
         for cell in self.cells:
             expected = [self._expected(cell, step, running.get(cell.trial), whole) for step in cell.to_do()]
             known = [max(seconds, 0.0) for seconds in expected if seconds is not None]
-            is_lower_bound |= len(known) < len(expected)
+            unknown += len(expected) - len(known)
             cells.append(sum(known))
-        if not whole:
+        if unknown and not any(cells):
             return None
         # Cells side by side end with the longest of them, however many may run at once.
-        return TimeLeft(max(sum(cells) / self._concurrent, max(cells)), is_lower_bound)
+        return TimeLeft(max(sum(cells) / self._concurrent, max(cells)), is_lower_bound=unknown > 0)
 
     def step_seconds_left(self, cell: Cell, step: Step, progress: StepProgress) -> float | None:
         """Seconds left of a running step at the speed seen since this watcher first saw it; None without a speed."""

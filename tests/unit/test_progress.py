@@ -67,6 +67,16 @@ def test_until_a_step_has_moved_no_time_is_named(store: ArtifactStore, clock: Cl
     assert watcher.time_left() is None
 
 
+def test_what_is_over_says_nothing_of_what_is_to_come(store: ArtifactStore, clock: Clock) -> None:
+    commit(store, plan(1)[0], seconds=3)
+    commit(store, plan(1)[1], seconds=3)
+    shared = Step(name="dataset", version=1, config=Config(), inputs={}, run=never)
+    commit(store, shared, seconds=1)
+    alone = Step(name="train", version=2, config=Config(depth=9), inputs={"dataset": shared}, run=never)
+    watcher = Watcher(store, {Trial("deep", 0, Config(depth=9)): [alone]}, concurrent=2)
+    assert watcher.time_left() is None
+
+
 def test_cells_not_begun_are_taken_to_last_as_long_as_those_at_work_will(store: ArtifactStore, clock: Clock) -> None:
     watcher = watch(store)
     for moment, done in ((0, 0), (10, 50)):
