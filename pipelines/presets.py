@@ -26,8 +26,8 @@ def tiny() -> RunConfig:
         diffusion=DiffusionConfig(),
         # The papers average over 10,000 steps of hundreds of thousands; a run of a thousand needs a shorter memory.
         train=TrainConfig(batch_size=128, lr=1e-3, ema_rate=0.99, images=51_200),
-        nll=NllConfig(draws=64),
-        sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="250")),
+        nll=NllConfig(draws=32),
+        sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="100")),
         features=FeaturesConfig(size=64),
         metrics=MetricsConfig(kid_subset_size=200),
     )  # fmt: skip
