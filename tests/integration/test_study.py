@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +87,6 @@ def test_a_second_call_runs_nothing_and_prints_the_same_table(study: Study) -> N
     assert "0 cells run" in again.stdout
 
 
-def test_one_more_seed_leaves_only_the_new_cells_to_run(study: Study) -> None:
-    plan = call(study.store, "--seeds", "2", "--dry-run").stdout.splitlines()
-    for row in ROWS:
-        first, second = (line for line in plan if row in line)
-        assert first.endswith("done")
-        assert "to run: train" in second
-
-
 @pytest.mark.mlflow
 def test_mlflow_has_one_parent_and_a_child_for_each_row(parent: Run, children: dict[str, Run]) -> None:
     assert sorted(children) == sorted(ROWS)
@@ -137,6 +130,38 @@ def test_the_mlflow_parent_holds_the_table(client: MlflowClient, parent: Run, tm
     assert {"comparison.md", "comparison.csv", "comparison.json", "nll_bpd-fd.png", "curves.png"} <= files
     downloaded = Path(client.download_artifacts(parent.info.run_id, "comparison.md", str(tmp_path)))
     assert all(row in downloaded.read_text() for row in ROWS)
+
+
+def test_a_row_that_fails_leaves_the_others_and_is_the_only_one_to_run_again(study: Study, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(study.store, tmp_path / "store"))
+    nll = next(store.glob("nll/*"))
+    shutil.rmtree(nll)
+    (nll / "nll.npz").mkdir(parents=True)  # in the way of the step's output
+
+    failed = call(store)
+    assert failed.returncode == 4, failed.stderr
+    assert "Traceback" not in failed.stdout
+    (row,) = [line for line in failed.stdout.splitlines() if "FAILED: step nll/" in line]
+    assert sum(name in row for name in ROWS) == 1
+    assert "IsADirectoryError" in " ".join(failed.stdout.split())
+    assert "5/6 cells done, 0 at work, 1 failed" in failed.stderr
+
+    (nll / "nll.npz").rmdir()
+    again = call(store)
+    assert again.returncode == 0, again.stderr
+    assert "1 cells run" in again.stdout
+    assert tables(again.stdout).replace(str(store), str(study.store)) == tables(study.output)
+
+
+def test_one_more_seed_trains_only_the_new_cells(study: Study, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(study.store, tmp_path / "store"))
+    before = {record: record.stat().st_mtime_ns for record in store.glob("train/*/record.json")}
+    ended = call(store, "--seeds", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert "6 cells run" in ended.stdout
+    assert "2 seeds, ± 95% interval" in ended.stdout
+    assert len(trained(store)) == 12
+    assert {record: record.stat().st_mtime_ns for record in before} == before
 
 
 def test_a_study_whose_driver_was_ended_and_killed_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""What a user's mistake gets: one paragraph that names it, an exit code, and no Ray started for it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ray_tune import TuneLauncher
+from pipelines import ablation, single
+from pipelines.cli import run
+
+STUDY = "iddpm-objectives"
+
+
+def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object = ablation.main) -> int:
+    """The exit code of a command line, in a process that must not get as far as starting Ray."""
+
+    def start(launcher: TuneLauncher) -> TuneLauncher:
+        raise AssertionError("Ray would have been started")
+
+    monkeypatch.setattr(TuneLauncher, "__enter__", start)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run(main)  # type: ignore[arg-type]
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["iddpm-objective"], "did you mean 'iddpm-objectives'"),
+        ([STUDY, "--preset", "tinny"], "did you mean 'tiny'"),
+        ([STUDY, "--seeds", "0"], "--seeds 0"),
+        ([STUDY, "--workers", "0"], "workers=0"),
+        ([STUDY, "--workers", "3"], "train.batch_size=128"),
+        ([STUDY, "--cells-at-once", "0"], "--cells-at-once 0"),
+        ([STUDY, "--store", "s3://bucket/x"], "s3:// is not available yet"),
+        ([STUDY, "--set", "train.imagess=1280"], "did you mean 'images'"),
+        ([STUDY, "--set", "train.images"], "write KEY=VALUE"),
+        ([STUDY, "--set", "train.images=many"], "train.images='many'"),
+        ([STUDY, "--set", "train.images=100"], "multiple of train.batch_size=128, such as 128"),
+        ([STUDY, "--set", "train.lr=1e-3", "--set", "train.lr=1e-4"], "train.lr is set twice"),
+        ([STUDY, "--set", "seed=3"], "--seeds"),
+        ([STUDY, "--set", "diffusion.schedule=linear"], "every row"),
+        ([STUDY, "--set", "diffusion.vlb_weight=0"], "diffusion.vlb_weight=0"),
+        ([STUDY, "--set", "sample.sampler.respacing=1500"], "num_timesteps=1000"),
+        ([STUDY, "--set", "sample.sampler.respacing=often"], "write a count"),
+        ([STUDY, "--set", "model.num_classes=10"], "model.num_classes=10"),
+        ([STUDY, "--set", "sample.count=100"], "sample.count=100"),
+        ([STUDY, "--set", "nll.images=100000"], "358 held-out images"),
+        ([STUDY, "--set", "metrics.kid_subset_size=400"], "358 held-out images"),
+    ],
+)
+def test_a_bad_configuration_is_named_and_ends_with_2(
+    arguments: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(arguments, monkeypatch) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("error: ")
+    assert complaint in said
+
+
+def test_a_store_that_cannot_be_written_ends_with_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert refused([STUDY, "--store", str(tmp_path / "file")], monkeypatch) == 3
+    assert "cannot be written" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_that_are_not_there_end_with_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PAPERTABLE_FASHION_MNIST", str(tmp_path))
+    for main, arguments in (
+        (ablation.main, [STUDY, "--preset", "reduced"]),
+        (single.prepare, ["prepare", "fashion-mnist"]),
+    ):
+        assert refused([*arguments, "--store", str(tmp_path / "store")], monkeypatch, main) == 3
+        assert "dataset-fashion-mnist" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tracker_that_can_never_work_ends_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused([STUDY, "--store", str(tmp_path), "--tracking-uri", "htp://127.0.0.1"], monkeypatch) == 3
+
+
+def test_a_job_does_not_keep_its_results_in_its_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert refused([STUDY, "--store", "artifacts"], monkeypatch) == 2
+    assert "name an absolute path" in " ".join(capsys.readouterr().err.split())
+
+
+def test_workers_without_ray_are_not_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["--store", str(tmp_path), "--workers", "2"]
+    assert refused(arguments, monkeypatch, single.command("train", "Train.")) == 2
+    assert "--ray" in capsys.readouterr().err
+
+
+def test_a_data_set_is_prepared_by_the_command_that_the_docs_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert refused(["prepare", "digits", "--store", str(tmp_path)], monkeypatch, single.prepare) == 0
+    assert (Path(capsys.readouterr().out.strip()) / "manifest.json").is_file()
