@@ -7,7 +7,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar
@@ -124,7 +124,7 @@ def _value(annotation: Any, value: Any, *, path: str) -> Any:
     kinds = {_kind(config): config for config in configs}
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if kind not in kinds:
-        raise ValueError(f"{path}.kind={kind!r}: must be one of {', '.join(kinds)}{_hint(str(kind), list(kinds))}")
+        raise ValueError(f"{path}.kind={kind!r}: must be one of {', '.join(kinds)}{hint(str(kind), list(kinds))}")
     return _build(kinds[kind], value, path=path)
 
 
@@ -206,10 +206,11 @@ def _leaves(data: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
 def _unknown(path: str, key: str, allowed: list[str]) -> str:
     if not allowed:
         return f"{path}: unknown key; {path.rpartition('.')[0]} is a single value"
-    return f"{path}: unknown key{_hint(key, allowed) or '.'} Allowed: {', '.join(allowed)}"
+    return f"{path}: unknown key{hint(key, allowed) or '.'} Allowed: {', '.join(allowed)}"
 
 
-def _hint(name: str, allowed: list[str]) -> str:
+def hint(name: str, allowed: Iterable[str]) -> str:
+    """ "; did you mean 'x'?" for the allowed name nearest to an unknown one; nothing when none is near."""
     near = get_close_matches(name, allowed, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

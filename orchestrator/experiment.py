@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
-from orchestrator.config import canonical_json, fingerprint, override, to_dict
+from orchestrator.config import canonical_json, fingerprint, hint, override, to_dict
 
 C = TypeVar("C")
 
@@ -150,6 +149,7 @@ class Experiment(Generic[C]):
 
     def _known(self, what: str, name: str, allowed: list[str], where: str) -> None:
         if name not in allowed:
-            near = get_close_matches(name, allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"{self.name}, {where!r}: unknown {what} {name!r}{hint} There are: {', '.join(allowed)}")
+            nearest = hint(name, allowed) or "."
+            raise ValueError(
+                f"{self.name}, {where!r}: unknown {what} {name!r}{nearest} There are: {', '.join(allowed)}"
+            )

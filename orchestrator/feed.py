@@ -153,15 +153,15 @@ class TrackerFeed:
             self._lines[place] = following
 
     def _finish_done(self, trial: Trial, steps: Mapping[str, Step]) -> None:
-        metrics: dict[str, float] = {}
-        notes: list[str] = []
-        for step in walk(steps.values()):
-            said = self._store.metrics(step)
-            metrics |= said.metrics
-            notes += said.notes
+        said = self._store.all_metrics(walk(steps.values()))
         files = {file: self._store.path(steps[role]) / file for role, file in self._attachments}
         self._tracker.finish_trial(
-            trial.key, status="finished", metrics=metrics, notes=notes, files=files, digest=self._digest(trial)
+            trial.key,
+            status="finished",
+            metrics=said.metrics,
+            notes=said.notes,
+            files=files,
+            digest=self._digest(trial),
         )
         self._complete.add(trial.key)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from orchestrator.materialize import materialize, pending
 from orchestrator.plots import curves, scatter
 from orchestrator.progress import Watcher
 from orchestrator.signals import Background
-from orchestrator.step import JOURNAL_FILE, Resources, Step, walk
+from orchestrator.step import JOURNAL_FILE, Resources, Step, walk, write_whole
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.tracker import Tracker
@@ -103,7 +102,7 @@ def run_experiment(
         if waiting:
             display.begin(experiment, total=len(plans), waiting=len(waiting))
             failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display)
-        table = ComparisonTable(experiment, [_result(trial, plans[trial], store, failed, waiting) for trial in plans])
+        table = ComparisonTable(experiment, [_result(trial, plans[trial], store, failed) for trial in plans])
         directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
         files = write_table(table, directory, presentation, plans, store)
         behind = feed.finish(table, files, failed)
@@ -125,8 +124,8 @@ def write_table(
 ) -> dict[str, Path]:  # fmt: skip
     """The table as markdown, CSV and pictures. Returns file name -> path."""
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "comparison.md", table.to_markdown())
-    _replace(directory / "comparison.csv", table.to_csv())
+    write_whole(directory / "comparison.md", table.to_markdown())
+    write_whole(directory / "comparison.csv", table.to_csv())
     written = ["comparison.md", "comparison.csv"]
     if presentation.scatter is not None:
         x, y = presentation.scatter
@@ -171,29 +170,10 @@ def _launch(
 
 
 def _result(
-    trial: Trial, steps: Mapping[str, Step], store: ArtifactStore, failed: Mapping[str, str], ran: Sequence[Trial]
+    trial: Trial, steps: Mapping[str, Step], store: ArtifactStore, failed: Mapping[str, str]
 ) -> TrialResult | FailedTrial:
     if pending(steps.values(), store):
         reason = failed.get(trial.key, "it did not finish, and did not say why")
         return FailedTrial(variant=trial.variant, seed=trial.seed, reason=reason)
-    metrics: dict[str, float] = {}
-    protocol: dict[str, Mapping[str, Any]] = {}
-    notes: list[str] = []
-    seconds = 0.0
-    for step in walk(steps.values()):
-        said = store.metrics(step)
-        metrics |= said.metrics
-        protocol |= said.protocol
-        notes += said.notes
-        record = store.record(step)
-        seconds += record.seconds if record is not None else 0.0
-    return TrialResult(
-        variant=trial.variant, seed=trial.seed, metrics=metrics, protocol=protocol, notes=tuple(notes),
-        seconds=seconds, reused=trial not in ran,
-    )  # fmt: skip
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(file)
+    said = store.all_metrics(walk(steps.values()))
+    return TrialResult(trial.variant, trial.seed, said.metrics, said.protocol, said.notes)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import fingerprint, to_dict
-from orchestrator.journal import Journal
 
 if TYPE_CHECKING:
     from orchestrator.backend import Backend
@@ -89,11 +88,6 @@ class StepContext:
     backend: Backend
     resources: Resources
 
-    @property
-    def journal(self) -> Journal:
-        """The step's metrics over time."""
-        return Journal(self.output / JOURNAL_FILE)
-
     def write_metrics(
         self,
         metrics: Mapping[str, float],
@@ -106,7 +100,7 @@ class StepContext:
             if not math.isfinite(value):
                 raise ValueError(f"{key} came out as {value}: a table has no place for it; see the step's journal")
         said = {"metrics": dict(metrics), "protocol": dict(protocol or {}), "notes": list(notes)}
-        _replace(self.output / METRICS_FILE, json.dumps(said, indent=1))
+        write_whole(self.output / METRICS_FILE, json.dumps(said, indent=1))
 
     def progress(self, *, done: float, total: float, unit: str, **facts: object) -> None:
         """Say how far the step is; see write_progress."""
@@ -116,12 +110,12 @@ class StepContext:
 def write_progress(output: Path, *, done: float, total: float, unit: str, facts: Mapping[str, object]) -> None:
     """Say how far a step is, for whoever watches its directory. Cheap: replaced whole, not fsynced."""
     said = {"done": done, "total": total, "unit": unit, "facts": dict(facts), "time": time.time()}
-    _replace(output / PROGRESS_FILE, json.dumps(said))
+    write_whole(output / PROGRESS_FILE, json.dumps(said))
 
 
 def write_failure(output: Path, reason: str) -> None:
     """Say why a step stopped, for whoever watches its directory."""
-    _replace(output / FAILURE_FILE, json.dumps({"reason": reason, "time": time.time()}))
+    write_whole(output / FAILURE_FILE, json.dumps({"reason": reason, "time": time.time()}))
 
 
 def walk(steps: Iterable[Step]) -> list[Step]:
@@ -140,7 +134,8 @@ def walk(steps: Iterable[Step]) -> list[Step]:
     return list(ordered.values())
 
 
-def _replace(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is read meanwhile: a reader finds the old text or the new one."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     partial.write_text(text)
     partial.replace(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,6 +122,17 @@ class ArtifactStore:
             return StepMetrics()
         said = json.loads(text)
         return StepMetrics(said["metrics"], said["protocol"], tuple(said["notes"]))
+
+    def all_metrics(self, steps: Iterable[Step]) -> StepMetrics:
+        """The numbers and notes of several steps together; where two leave the same number, the later one's."""
+        metrics: dict[str, float] = {}
+        protocol: dict[str, Mapping[str, Any]] = {}
+        notes: list[str] = []
+        for said in map(self.metrics, steps):
+            metrics |= said.metrics
+            protocol |= said.protocol
+            notes += said.notes
+        return StepMetrics(metrics, protocol, tuple(notes))
 
     def _outputs(self, directory: Path) -> list[str]:
         infos = self._files.get_file_info(fs.FileSelector(str(directory), recursive=True))

@@ -30,8 +30,6 @@ class TrialResult:
     protocol: Mapping[str, Mapping[str, Any]]
     """Per metric: how it was measured. Rows are only compared when it is the same."""
     notes: tuple[str, ...]
-    seconds: float
-    reused: bool
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from diffusion.training import TrainConfig
+from orchestrator.config import hint
 from orchestrator.errors import PapertableError
 from orchestrator.signals import interruptible
 from orchestrator.step import Resources
@@ -111,6 +111,4 @@ def choose(what: str, name: str, choices: dict[str, Any]) -> Any:
     """choices[name], or ValueError with the nearest name and all allowed ones."""
     if name in choices:
         return choices[name]
-    near = get_close_matches(name, choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"unknown {what} {name!r}{hint} There are: {', '.join(choices)}")
+    raise ValueError(f"unknown {what} {name!r}{hint(name, choices) or '.'} There are: {', '.join(choices)}")

@@ -48,7 +48,7 @@ def table(
             metrics = {"loss": value, "loss_se": se, "fd": 10 * value, "images": 360.0}
             measured = {"loss": {"images": (protocol or {}).get(variant, "360")}}
             said = (notes or {}).get(variant, ())
-            results.append(TrialResult(variant, seed, metrics, measured, said, seconds=1.0, reused=False))
+            results.append(TrialResult(variant, seed, metrics, measured, said))
     return ComparisonTable(experiment, results)
 
 
