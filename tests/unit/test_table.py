@@ -131,7 +131,7 @@ def test_numbers_stand_with_their_error_count_and_the_papers() -> None:
 
 def test_means_over_seeds_stand_with_their_interval() -> None:
     # Of 1 and 3: sd 1.414, t(0.975, 1) = 12.706, so the half width is 12.706.
-    markdown = table({"shallow": [2.0, 2.0], "deep": [1.0, 3.0]}).to_markdown()
+    markdown = table({"shallow": [2.0, 2.5], "deep": [1.0, 3.0]}).to_markdown()
     assert "| deep | 7.25 | 2.00 ± 12.71 |" in markdown
 
 
