@@ -41,7 +41,7 @@ class StepFailed(PapertableError):
     exit_code = 4
 
     def __init__(self, step_key: str, path: Path, reason: str) -> None:
-        super().__init__(f"step {step_key} failed: {reason} (its files are in {path})")
+        super().__init__(f"{reason} (step {step_key}, whose files are in {path})")
         self.step_key = step_key
         self.path = path
         self.reason = reason
