@@ -104,8 +104,9 @@ def test_a_row_that_failed_leaves_no_verdict_and_says_why_in_its_cell() -> None:
     assert failed.any_failed
     (verdict,) = failed.verdicts
     assert (verdict.outcome, verdict.why) == ("no verdict", "deep FAILED")
-    assert "FAILED: loss is nan at t = 3" in failed.to_markdown()
-    assert "FAILED: loss is nan" in failed.to_text()
+    assert "| deep | 7.25 | FAILED |" in failed.to_markdown()
+    for text in (failed.to_markdown(), failed.to_text()):
+        assert "deep: seed 0 FAILED (loss is nan at t = 3)" in text
     assert list(csv.DictReader(io.StringIO(failed.to_csv())))[1]["failed"] == "loss is nan at t = 3"
 
 
