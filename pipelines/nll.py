@@ -56,14 +56,16 @@ def measure(config: NllConfig, ctx: StepContext) -> None:
     )
     per_image = map_blocks(ctx, work, len(images), block_size=BLOCK)
     np.savez(ctx.output / "nll.npz", nll_bpd=per_image)
-    ctx.write_metrics(
-        {
-            "nll_bpd": float(per_image.mean()),
-            "nll_bpd_se": float(per_image.std(ddof=1) / math.sqrt(len(per_image))),
-            "nll_images": float(len(per_image)),
-        },
-        protocol={"nll_bpd": protocol(config, len(per_image))},
-    )
+    ctx.write_metrics(summary(per_image), protocol={"nll_bpd": protocol(config, len(per_image))})
+
+
+def summary(per_image: np.ndarray) -> dict[str, float]:
+    """Mean bits/dim, and its standard error: the images' own spread and the noise of their estimates together."""
+    return {
+        "nll_bpd": float(per_image.mean()),
+        "nll_bpd_se": float(per_image.std(ddof=1) / math.sqrt(len(per_image))),
+        "nll_images": float(len(per_image)),
+    }
 
 
 def protocol(config: NllConfig, images: int) -> dict[str, str | int]:
@@ -94,9 +96,7 @@ def _bits(model: TrainedModel, config: NllConfig, density: Tensor | None, x_star
     process = (model.diffusion, model.schedule, model.network)
     if density is None or config.draws is None:
         return nll_full(*process, x_start=x_start, index=index, seed=config.seed).total_bpd
-    return nll_estimate(
-        *process, x_start=x_start, index=index, seed=config.seed, density=density, draws=config.draws
-    ).per_image_bpd
+    return nll_estimate(*process, x_start=x_start, index=index, seed=config.seed, density=density, draws=config.draws)
 
 
 def _pilot(train: Path, images: np.ndarray, seed: int) -> Tensor:
