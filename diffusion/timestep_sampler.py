@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,7 @@ class LossSecondMomentConfig:
 TimestepConfig = UniformConfig | LossSecondMomentConfig
 
 
+@runtime_checkable
 class TimestepSampler(Protocol):
     """Draws t, and weights each draw so that the weighted loss is unbiased."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from diffusion.gaussian import (
     DiffusionConfig,
@@ -95,6 +96,11 @@ def test_float32_images_stay_float32_and_agree_with_float64() -> None:
     single = q_sample(schedule, x_start=images(0).float(), t=at, eps=noise(0).float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=0, atol=4e-7)
+
+
+def test_a_shape_that_breaks_its_annotation_fails_a_test() -> None:
+    with pytest.raises(TypeCheckError):
+        q_sample(linear(STEPS), x_start=images(0, count=2), t=torch.tensor([5]), eps=images(1, count=2))
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_the_pilot_goes_by_the_root_of_the_mean_square_over_its_images() -> None
     def wrong(x_t: torch.Tensor, model_t: torch.Tensor) -> torch.Tensor:
         """About every image to the same extent, but at the last step about one alone; never mind the noise."""
         error = torch.full_like(x_t, 0.5)
-        error[1:] *= (model_t[1:] < SCHEDULE.model_t(torch.tensor(STEPS - 1))).reshape(-1, 1, 1, 1)
+        error[1:] *= (model_t[1:] < SCHEDULE.model_t(torch.tensor([STEPS - 1]))).reshape(-1, 1, 1, 1)
         return error
 
     density = pilot(config, SCHEDULE, wrong, x_start=x_start, seed=2)
