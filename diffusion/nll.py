@@ -75,7 +75,10 @@ def nll_estimate(
     values = []
     for first in range(0, n * (draws + 1), batch_size):
         rows = slice(first, first + batch_size)
-        eps = _noise(seed, index[which[rows]], draw[rows], tuple(x_start.shape[1:]))
+        # The counter's step is the draw, so that each of an image's terms has noise of its own.
+        eps = normal(
+            seed=seed, stream=NLL_NOISE, step=draw[rows], index=index[which[rows]], shape=tuple(x_start.shape[1:])
+        )
         pair = {"x_start": x_start[which[rows]], "t": all_t.reshape(-1)[rows], "eps": eps}
         values.append(vlb_at(config, schedule, model, **pair, clip_denoised=clip_denoised).double())
     terms = torch.cat(values).reshape(n, draws + 1)
@@ -136,12 +139,3 @@ def _draw_terms(
     cumulative = cumulative / cumulative[-1]
     place = torch.searchsorted(cumulative, quantiles, right=True).clamp(max=len(density) - 1)
     return place + 1, 1 / (draws * density[place])
-
-
-def _noise(seed: int, index: Int64[Tensor, "m"], draw: Int64[Tensor, "m"], shape: tuple[int, ...]) -> Tensor:
-    """Noise for (image, draw) pairs: the counter's step is the draw, so that an image may come back within a batch."""
-    eps = torch.empty(len(index), *shape, device=index.device)
-    for step in torch.unique(draw).tolist():
-        rows = draw == step
-        eps[rows] = normal(seed=seed, stream=NLL_NOISE, step=step, index=index[rows], shape=shape)
-    return eps

@@ -108,6 +108,22 @@ def test_an_images_estimate_does_not_depend_on_what_is_evaluated_with_it() -> No
     torch.testing.assert_close(torch.cat([estimate(slice(0, 3), 7), estimate(slice(3, 10), 1)]), together)
 
 
+def test_every_term_drawn_for_an_image_has_noise_of_its_own() -> None:
+    seen = []
+
+    def listening(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x_t)
+        return optimal(x_t, t)
+
+    always_the_last = torch.zeros(STEPS - 1, dtype=torch.float64)
+    always_the_last[-1] = 1
+    nll_estimate(
+        CONFIG, SCHEDULE, listening, x_start=data(2), index=torch.arange(2), seed=3, density=always_the_last, draws=4
+    )
+    pixels = torch.cat(seen)[:, 0, 0, 0]
+    assert len(pixels) == len(set(pixels.tolist())) == 10
+
+
 def test_the_pilots_density_is_a_density_and_reaches_every_term() -> None:
     density = pilot(CONFIG, SCHEDULE, optimal, x_start=data(8), seed=2)
     assert density.shape == (STEPS - 1,)
