@@ -117,7 +117,8 @@ def vlb_at(
     with torch.inference_mode():
         x_t = q_sample(schedule, x_start=x_start, t=t, eps=eps)
         output = model(x_t, schedule.model_t(t))
-        return vlb_term(config, schedule, output, x_start=x_start, x_t=x_t, t=t, clip_denoised=clip_denoised).clone()
+        term = vlb_term(config, schedule, output, x_start=x_start, x_t=x_t, t=t, clip_denoised=clip_denoised)
+    return term.clone()  # an ordinary tensor again, outside inference mode
 
 
 def prior_bpd(schedule: NoiseSchedule, x_start: Images) -> PerExample:

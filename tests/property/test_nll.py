@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.gaussian import DiffusionConfig, build_schedule
-from diffusion.nll import PILOT_UNIFORM, nll_estimate, nll_full, pilot, prior_bpd
+from diffusion.nll import PILOT_UNIFORM, nll_estimate, nll_full, pilot, prior_bpd, vlb_at
 from diffusion.schedule import NoiseSchedule
 from pipelines.nll import summary
 
@@ -122,6 +122,13 @@ def test_every_term_drawn_for_an_image_has_noise_of_its_own() -> None:
     )
     pixels = torch.cat(seen)[:, 0, 0, 0]
     assert len(pixels) == len(set(pixels.tolist())) == 10
+
+
+def test_a_term_can_enter_a_computation_that_has_gradients() -> None:
+    x_start, t = data(2), torch.tensor([0, 9])
+    weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    (weights * vlb_at(CONFIG, SCHEDULE, optimal, x_start=x_start, t=t, eps=0 * x_start)).sum().backward()
+    assert weights.grad is not None
 
 
 def test_the_pilots_density_is_a_density_and_reaches_every_term() -> None:
