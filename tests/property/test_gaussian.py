@@ -111,6 +111,7 @@ def test_a_shape_that_breaks_its_annotation_fails_a_test() -> None:
         ({"num_timesteps": 20, "schedule": "linear"}, "at least 21"),
         ({"num_timesteps": 1}, "at least 2"),
         ({"vlb_weight": 0.0}, "vlb_weight=0.0"),
+        ({"vlb_weight": 0.01, "loss": "vlb"}, "vlb_weight=0.01 changes nothing .* or set diffusion.loss='hybrid'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], complaint: str) -> None:
