@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -25,15 +23,3 @@ class Ema:
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name; the tensors themselves, not copies."""
         return dict(self._average)
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from averages that state() gave."""
-        for name, average in self._average.items():
-            average.copy_(state[name])
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Give the model the averaged parameters."""
-        for name, parameter in model.named_parameters():
-            parameter.copy_(self._average[name])

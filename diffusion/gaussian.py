@@ -10,6 +10,8 @@ from torch import Tensor
 from diffusion.schedule import NoiseSchedule, cosine, linear
 from diffusion.types import Images, Steps
 
+VLB_WEIGHT = 1e-3  # IDDPM eq. 16, lambda
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionConfig:
@@ -22,8 +24,8 @@ class DiffusionConfig:
     """What the network's mean channels predict."""
     variance: Literal["fixed_small", "fixed_large", "learned_range"] = "learned_range"
     loss: Literal["simple", "vlb", "hybrid"] = "hybrid"
-    vlb_weight: float = 1e-3  # IDDPM eq. 16
-    """lambda of L_hybrid = L_simple + lambda L_vlb, with L_vlb in bits/dim."""
+    vlb_weight: float = VLB_WEIGHT
+    """lambda of L_hybrid = L_simple + lambda L_vlb, with L_vlb in bits/dim; no other loss has it."""
     rescale_timesteps: bool = True
     """Tell the network t * 1000 / T, as IDDPM does; ADM tells it t."""
 
@@ -41,6 +43,11 @@ class DiffusionConfig:
         if self.vlb_weight <= 0:
             raise ValueError(
                 f"diffusion.vlb_weight={self.vlb_weight}: must be more than 0; for no L_vlb use loss='simple'"
+            )
+        if self.loss != "hybrid" and self.vlb_weight != VLB_WEIGHT:
+            raise ValueError(
+                f"diffusion.vlb_weight={self.vlb_weight} changes nothing with diffusion.loss={self.loss!r}: "
+                f"leave it at {VLB_WEIGHT}, or set diffusion.loss='hybrid'"
             )
         build_schedule(self)  # T and the schedule must go together
 
@@ -104,7 +111,10 @@ def p_mean_variance(
     config: DiffusionConfig, schedule: NoiseSchedule, model_output: Tensor, *,
     x_t: Images, t: Steps, clip_denoised: bool,
 ) -> Prediction:  # fmt: skip
-    """p(x_{t-1} | x_t) from what the network said. Clipping bounds x_start to [-1, 1] before the mean is formed."""
+    """p(x_{t-1} | x_t) from what the network said.
+
+    Clipping bounds x_start to [-1, 1], and through it the mean; a predicted x_prev is the mean already, and stays.
+    """
     mean_part, log_variance = split_output(config, schedule, model_output, x_t=x_t, t=t)
     pred_xstart = _pred_xstart(config, schedule, mean_part, x_t, t)
     if clip_denoised:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.types import Images, PerExample
+from diffusion.types import PerExample
+
+Pixels = Float[Tensor, "*shape"]  # taken one by one, so of any shape
 
 HALF_BIN = 1 / 255  # half the distance between two of the 256 pixel values in [-1, 1]
 EDGE = 0.999  # beyond it a pixel is 0 or 255, whose bin reaches to infinity
@@ -20,7 +23,7 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
     return 0.5 * (-1.0 - ratio + torch.exp(ratio) + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
 
 
-def discretized_gaussian_log_likelihood(x_start: Images, *, mean: Images, log_variance: Tensor) -> Images:
+def discretized_gaussian_log_likelihood(x_start: Pixels, *, mean: Tensor, log_variance: Tensor) -> Pixels:
     """Log probability of each 8-bit pixel under a Gaussian integrated over its bin, in nats (Ho et al. 2020, eq. 13).
 
     x_start must hold the 256 values k / 127.5 - 1. The normal CDF is the published tanh approximation.

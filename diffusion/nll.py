@@ -6,7 +6,6 @@ importance: unbiased, and for the same standard error it needs hundreds of times
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,24 +40,6 @@ class NllTerms:
         return self.terms.sum(dim=1) + self.prior_bpd
 
 
-@dataclass(frozen=True)
-class NllEstimate:
-    """Unbiased estimates of the bound, one an image, in bits/dim."""
-
-    per_image_bpd: PerExample
-    forwards_per_image: int
-
-    @property
-    def mean_bpd(self) -> float:
-        """Mean over the images."""
-        return float(self.per_image_bpd.mean())
-
-    @property
-    def standard_error_bpd(self) -> float:
-        """Of the mean: the images' own spread and the estimator's noise together, both independent between images."""
-        return float(self.per_image_bpd.std(correction=1) / math.sqrt(len(self.per_image_bpd)))
-
-
 def nll_full(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "n"],
     seed: int, clip_denoised: bool = True, on_step: Callable[[int, int], None] | None = None,
@@ -77,11 +58,12 @@ def nll_full(
 def nll_estimate(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "n"],
     seed: int, density: Float[Tensor, "T_minus_1"], draws: int, clip_denoised: bool = True, batch_size: int = 512,
-) -> NllEstimate:  # fmt: skip
-    """L_0 + prior exactly, and L_1..L_{T-1} from `draws` of them with probability `density` (index t - 1).
+) -> PerExample:  # fmt: skip
+    """An unbiased estimate of each image's bound, in bits/dim: L_0 and the prior, and `draws` terms for L_1..L_{T-1}.
 
-    The draws of an image are one systematic sample of the density, offset by a uniform of its own. An image's
-    estimate is a function of (seed, index), up to the rounding of matrix products over batches of other sizes.
+    The draws of an image are one systematic sample of `density` (index t - 1), offset by a uniform of its own; every
+    term, L_0 too, is evaluated with one noise. So estimates are independent between images, and each is a function
+    of (seed, index), up to the rounding of matrix products over batches of other sizes.
     """
     n = len(x_start)
     t, weights = _draw_terms(density.to(x_start.device), index, seed=seed, draws=draws)
@@ -93,11 +75,14 @@ def nll_estimate(
     values = []
     for first in range(0, n * (draws + 1), batch_size):
         rows = slice(first, first + batch_size)
-        eps = _noise(seed, index[which[rows]], draw[rows], tuple(x_start.shape[1:]))
+        # The counter's step is the draw, so that each of an image's terms has noise of its own.
+        eps = normal(
+            seed=seed, stream=NLL_NOISE, step=draw[rows], index=index[which[rows]], shape=tuple(x_start.shape[1:])
+        )
         pair = {"x_start": x_start[which[rows]], "t": all_t.reshape(-1)[rows], "eps": eps}
         values.append(vlb_at(config, schedule, model, **pair, clip_denoised=clip_denoised).double())
     terms = torch.cat(values).reshape(n, draws + 1)
-    return NllEstimate((terms * all_weights).sum(dim=1) + prior_bpd(schedule, x_start), draws + 1)
+    return (terms * all_weights).sum(dim=1) + prior_bpd(schedule, x_start)
 
 
 def pilot(
@@ -132,7 +117,8 @@ def vlb_at(
     with torch.inference_mode():
         x_t = q_sample(schedule, x_start=x_start, t=t, eps=eps)
         output = model(x_t, schedule.model_t(t))
-        return vlb_term(config, schedule, output, x_start=x_start, x_t=x_t, t=t, clip_denoised=clip_denoised).clone()
+        term = vlb_term(config, schedule, output, x_start=x_start, x_t=x_t, t=t, clip_denoised=clip_denoised)
+    return term.clone()  # an ordinary tensor again, outside inference mode
 
 
 def prior_bpd(schedule: NoiseSchedule, x_start: Images) -> PerExample:
@@ -154,12 +140,3 @@ def _draw_terms(
     cumulative = cumulative / cumulative[-1]
     place = torch.searchsorted(cumulative, quantiles, right=True).clamp(max=len(density) - 1)
     return place + 1, 1 / (draws * density[place])
-
-
-def _noise(seed: int, index: Int64[Tensor, "m"], draw: Int64[Tensor, "m"], shape: tuple[int, ...]) -> Tensor:
-    """Noise for (image, draw) pairs: the counter's step is the draw, so that an image may come back within a batch."""
-    eps = torch.empty(len(index), *shape, device=index.device)
-    for step in torch.unique(draw).tolist():
-        rows = draw == step
-        eps[rows] = normal(seed=seed, stream=NLL_NOISE, step=step, index=index[rows], shape=shape)
-    return eps

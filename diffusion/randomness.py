@@ -22,22 +22,24 @@ _ROUNDS = 10
 
 
 def random_uint32(
-    *, seed: int, stream: int, step: int, index: Int64[Tensor, "n"], count: int
+    *, seed: int, stream: int, step: int | Int64[Tensor, "n"], index: Int64[Tensor, "n"], count: int
 ) -> Int64[Tensor, "n count"]:
-    """`count` draws in 0..2^32-1 for every index, on the index's device.
+    """`count` draws in 0..2^32-1 for every index, on the index's device; step may differ from index to index.
 
-    Raises ValueError for a seed outside 0..2^64-1, or a stream, step or index outside 0..2^32-1.
+    Raises ValueError for a seed outside 0..2^64-1, or a stream or a whole step outside 0..2^32-1. Tensors count modulo
+    2^32, unchecked: looking at them would make the host wait for a GPU.
     """
     _check("seed", seed, 64)
     _check("stream", stream, 32)
-    _check("step", step, 32)
+    if isinstance(step, int):
+        _check("step", step, 32)
+        step = torch.full_like(index, step)
     blocks = -(-count // 4)
-    block = torch.arange(blocks, device=index.device)
-    counter = (
-        block.expand(len(index), blocks),
-        (index & _MASK)[:, None].expand(len(index), blocks),
-        torch.full((1, 1), step, device=index.device).expand(len(index), blocks),
-        torch.full((1, 1), stream, device=index.device).expand(len(index), blocks),
+    counter = torch.broadcast_tensors(
+        torch.arange(blocks, device=index.device),
+        (index & _MASK)[:, None],
+        (step & _MASK)[:, None],
+        torch.full_like(index, stream)[:, None],
     )
     words = philox(counter, key=(seed & _MASK, seed >> 32))
     return torch.stack(words, dim=-1).reshape(len(index), 4 * blocks)[:, :count]
@@ -51,7 +53,7 @@ def uniform(*, seed: int, stream: int, step: int, index: Int64[Tensor, "n"], cou
 
 
 def normal(
-    *, seed: int, stream: int, step: int, index: Int64[Tensor, "n"], shape: tuple[int, ...]
+    *, seed: int, stream: int, step: int | Int64[Tensor, "n"], index: Int64[Tensor, "n"], shape: tuple[int, ...]
 ) -> Float[Tensor, "n *shape"]:
     """Standard normals as float32: one tensor of the given shape for every index (Box-Muller in float64)."""
     count = math.prod(shape)
@@ -84,10 +86,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], *, key: tuple[int, in
 
 
 def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 64-bit product; in two halves, because int64 holds only 63 bits of it."""
-    low = word * (multiplier & 0xFFFF)
-    high = word * (multiplier >> 16) + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+    """High and low 32 bits of a 64-bit product: int64 wraps, which keeps them all; a mask drops the sign >> spreads."""
+    product = word * multiplier
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def _check(name: str, value: int, bits: int) -> None:

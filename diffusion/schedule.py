@@ -119,11 +119,8 @@ def cosine(num_timesteps: int, *, rescale_timesteps: bool = True) -> NoiseSchedu
     """IDDPM eq. 17: alphas_cumprod falls as a squared cosine, with beta clipped at 0.999."""
     if num_timesteps < 2:
         raise ValueError(f"diffusion.num_timesteps={num_timesteps}: must be at least 2")
-
-    def level(u: float) -> float:
-        return math.cos((u + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
-
-    levels = [level(i / num_timesteps) for i in range(num_timesteps + 1)]
+    angles = [(i / num_timesteps + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2 for i in range(num_timesteps + 1)]
+    levels = [math.cos(angle) ** 2 for angle in angles]
     betas = [min(1 - after / before, MAX_BETA) for before, after in pairwise(levels)]
     return NoiseSchedule.from_betas(torch.tensor(betas, dtype=torch.float64), rescale_timesteps=rescale_timesteps)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,9 @@ class LossSecondMomentConfig:
     uniform_prob: float = 1e-3
     """Share of the probability that stays uniform."""
     pool: int = 1
-    """Neighbouring t that share one history: 1 in the paper. At T = 4000 that fills only after 40,000 examples at the
-    very least, and 120,000 in practice; pooling p of them fills p times sooner. Any p(t) leaves the loss unbiased."""
+    """Neighbouring t that share one history: 1 in the paper. At T = 4000 and 10 losses each that fills after 103,000
+    examples on average (94,000 to 116,000 in nine trainings of ten), in pools of 10 after 9,000, of 100 after 700. Any
+    p(t) leaves the loss unbiased."""
 
     def __post_init__(self) -> None:
         if self.history_per_term < 1 or self.pool < 1:
@@ -45,6 +46,7 @@ class LossSecondMomentConfig:
 TimestepConfig = UniformConfig | LossSecondMomentConfig
 
 
+@runtime_checkable
 class TimestepSampler(Protocol):
     """Draws t, and weights each draw so that the weighted loss is unbiased."""
 
@@ -125,9 +127,13 @@ class LossSecondMomentSampler:
     def update(self, t: Steps, losses: PerExample) -> None:
         """The newest history_per_term losses of each pool replace the oldest, in the batch's order."""
         size = self._config.history_per_term
-        for pool, loss in zip((t.cpu() // self._config.pool).tolist(), losses.detach().cpu().tolist(), strict=True):
-            self._history[pool, int(self._seen[pool]) % size] = loss
-            self._seen[pool] += 1
+        pools, order = torch.sort(t.cpu() // self._config.pool, stable=True)
+        counts = torch.bincount(pools, minlength=len(self._seen))
+        rank = torch.arange(len(pools)) - (counts.cumsum(0) - counts)[pools]  # of a loss among its pool's in the batch
+        slots = (self._seen[pools] + rank) % size
+        newest = rank >= counts[pools] - size  # no slot is written twice
+        self._history[pools[newest], slots[newest]] = losses.detach().cpu().double()[order][newest]
+        self._seen += counts
 
     def state(self) -> dict[str, Tensor]:
         """The histories, and how many losses each has seen."""

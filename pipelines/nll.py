@@ -22,6 +22,7 @@ from pipelines.train import TrainedModel, load_trained, to_tensor, to_unit_range
 
 VERSION = 1
 BLOCK = 64  # images a worker evaluates at a time
+PILOT_IMAGES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,8 @@ class NllConfig:
     """How the bound is measured: every term of every image, or an unbiased estimate from some of the terms."""
 
     draws: int | None = 64
-    """Terms drawn per image by importance (L_0 and the prior are always exact); None computes all T of them."""
+    """Terms drawn per image by importance, beside L_0 and the prior, which are always included; None computes all T of
+    them. Every term but the prior, L_0 too, is evaluated with one noise."""
     images: int | None = None
     """How many test images, in the data set's order; None takes all."""
     seed: int = 0
@@ -49,25 +51,28 @@ def nll_step(config: NllConfig, *, train: Step, dataset: Step) -> Step:
 
 def measure(config: NllConfig, ctx: StepContext) -> None:
     """Measure the bound on the test split; per-image values go to nll.npz."""
-    images = read_split(ctx.inputs["dataset"], "test").images[: config.images]
-    density = None if config.draws is None else _pilot(ctx.inputs["train"], images, config.seed)
-    work = partial(
-        measure_block, config, ctx.inputs["train"], ctx.inputs["dataset"], density, ctx.resources.cpus_per_worker
-    )
-    per_image = map_blocks(ctx, work, len(images), block_size=BLOCK)
+    images = len(read_split(ctx.inputs["dataset"], "test").images[: config.images])
+    where = (ctx.inputs["train"], ctx.inputs["dataset"], ctx.resources.cpus_per_worker)
+    density = None
+    if config.draws is not None:
+        pilot_block = (0, min(PILOT_IMAGES, images))
+        (density,) = ctx.backend.map(partial(measure_pilot, config, *where), [pilot_block], resources=ctx.resources)
+    per_image = map_blocks(ctx, partial(measure_block, config, *where, density), images, block_size=BLOCK)
     np.savez(ctx.output / "nll.npz", nll_bpd=per_image)
-    ctx.write_metrics(
-        {
-            "nll_bpd": float(per_image.mean()),
-            "nll_bpd_se": float(per_image.std(ddof=1) / math.sqrt(len(per_image))),
-            "nll_images": float(len(per_image)),
-        },
-        protocol={"nll_bpd": protocol(config, len(per_image))},
-    )
+    ctx.write_metrics(summary(per_image), protocol={"nll_bpd": protocol(config, len(per_image))})
+
+
+def summary(per_image: np.ndarray) -> dict[str, float]:
+    """Mean bits/dim, and its standard error: the images' own spread and the noise of their estimates together."""
+    return {
+        "nll_bpd": float(per_image.mean()),
+        "nll_bpd_se": float(per_image.std(ddof=1) / math.sqrt(len(per_image))),
+        "nll_images": float(len(per_image)),
+    }
 
 
 def protocol(config: NllConfig, images: int) -> dict[str, str | int]:
-    """What two NLLs must share to be compared."""
+    """What two NLLs must share to be compared. "L_0 exact" is: never left out; its noise is one draw, as any term's."""
     terms = "all T terms" if config.draws is None else f"{config.draws} importance-drawn terms per image, L_0 exact"
     return {
         "bound": terms,
@@ -79,32 +84,33 @@ def protocol(config: NllConfig, images: int) -> dict[str, str | int]:
     }
 
 
+def measure_pilot(config: NllConfig, train: Path, dataset: Path, threads: int, block: Block) -> Tensor:
+    """The density from which the terms of all blocks are drawn, from the images of one."""
+    model, x_start = _load(train, dataset, threads, block)
+    return pilot(model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed)
+
+
 def measure_block(
-    config: NllConfig, train: Path, dataset: Path, density: Tensor | None, threads: int, block: Block
+    config: NllConfig, train: Path, dataset: Path, threads: int, density: Tensor | None, block: Block
 ) -> np.ndarray:
     """Bits/dim of the block's test images, float64."""
-    model = load_trained(train, device=worker_device(threads))
-    device = model.schedule.betas.device
-    x_start = to_unit_range(to_tensor(read_split(dataset, "test").images[slice(*block)])).to(device)
-    index = torch.arange(*block, device=device)
+    model, x_start = _load(train, dataset, threads, block)
+    index = torch.arange(*block, device=x_start.device)
     return _bits(model, config, density, x_start, index).double().cpu().numpy()
+
+
+def _load(train: Path, dataset: Path, threads: int, block: Block) -> tuple[TrainedModel, Tensor]:
+    """The model and the block's test images, on this worker's device."""
+    device = worker_device(threads)
+    images = read_split(dataset, "test").images[slice(*block)]
+    return load_trained(train, device=device), to_unit_range(to_tensor(images)).to(device)
 
 
 def _bits(model: TrainedModel, config: NllConfig, density: Tensor | None, x_start: Tensor, index: Tensor) -> Tensor:
     process = (model.diffusion, model.schedule, model.network)
     if density is None or config.draws is None:
         return nll_full(*process, x_start=x_start, index=index, seed=config.seed).total_bpd
-    return nll_estimate(
-        *process, x_start=x_start, index=index, seed=config.seed, density=density, draws=config.draws
-    ).per_image_bpd
-
-
-def _pilot(train: Path, images: np.ndarray, seed: int) -> Tensor:
-    """The density from which terms are drawn: one for all blocks, from the first few images."""
-    model = load_trained(train)
-    return pilot(
-        model.diffusion, model.schedule, model.network, x_start=to_unit_range(to_tensor(images[:8])), seed=seed
-    )
+    return nll_estimate(*process, x_start=x_start, index=index, seed=config.seed, density=density, draws=config.draws)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,13 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import hypothesis
 import torch
+from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
 # A busy machine makes single examples slow; the number of examples is what bounds a property test's time.
 hypothesis.settings.register_profile("papertable", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("papertable")
+# Shapes in annotations are checked, in this process alone. diffusion.metrics names none, and checking its many small
+# calls would cost as much as all the others.
+MATHEMATICS = Path(__file__).parents[1] / "diffusion"
+install_import_hook([f"diffusion.{module.stem}" for module in MATHEMATICS.glob("*.py")], "beartype.beartype")

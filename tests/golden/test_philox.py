@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion.randomness import philox
+from diffusion.randomness import TRAIN_NOISE, philox, random_uint32
 
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -24,3 +24,10 @@ def test_philox_gives_the_published_words(
 ) -> None:
     c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
     assert tuple(int(word) for word in philox((c0, c1, c2, c3), key=key)) == expected
+
+
+def test_a_draw_is_the_generator_at_block_index_step_and_stream_under_the_seed() -> None:
+    words = random_uint32(seed=(7 << 32) + 5, stream=TRAIN_NOISE, step=2, index=torch.tensor([3]), count=8)
+    for block in range(2):
+        counter = torch.tensor([[block], [3], [2], [TRAIN_NOISE]])
+        assert [int(word) for word in philox(tuple(counter), key=(5, 7))] == words[0, 4 * block :][:4].tolist()

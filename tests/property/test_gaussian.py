@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from diffusion.gaussian import (
     DiffusionConfig,
@@ -97,6 +98,11 @@ def test_float32_images_stay_float32_and_agree_with_float64() -> None:
     torch.testing.assert_close(single.double(), exact, rtol=0, atol=4e-7)
 
 
+def test_a_shape_that_breaks_its_annotation_fails_a_test() -> None:
+    with pytest.raises(TypeCheckError):
+        q_sample(linear(STEPS), x_start=images(0, count=2), t=torch.tensor([5]), eps=images(1, count=2))
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -105,6 +111,7 @@ def test_float32_images_stay_float32_and_agree_with_float64() -> None:
         ({"num_timesteps": 20, "schedule": "linear"}, "at least 21"),
         ({"num_timesteps": 1}, "at least 2"),
         ({"vlb_weight": 0.0}, "vlb_weight=0.0"),
+        ({"vlb_weight": 0.01, "loss": "vlb"}, "vlb_weight=0.01 changes nothing .* or set diffusion.loss='hybrid'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, object], complaint: str) -> None:

@@ -61,10 +61,11 @@ def test_sets_larger_than_a_block_of_rows_are_summed_whole():
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
-def test_the_error_is_the_spread_over_fresh_draws_of_the_images_and_not_optimistic(shift):
+@pytest.mark.parametrize("drawn", [{"subsets": 20, "subset_size": 50}, {"subsets": 2, "subset_size": 5}])
+def test_the_error_is_the_spread_over_fresh_draws_of_images_and_subsets_and_not_optimistic(shift, drawn):
     rng = np.random.default_rng(0)
     runs = [
-        kid(rng.standard_normal((60, 3)), rng.standard_normal((80, 3)) + shift, subsets=20, subset_size=50, seed=seed)
+        kid(rng.standard_normal((60, 3)), rng.standard_normal((80, 3)) + shift, **drawn, seed=seed)
         for seed in range(400)
     ]
     spread = np.std([run.value for run in runs], ddof=1)

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.gaussian import DiffusionConfig, build_schedule, q_posterior_mean, q_sample
-from diffusion.likelihood import gaussian_kl
+from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.losses import LossTerms, diffusion_losses
 
 STEPS = 400
@@ -90,18 +89,3 @@ def test_a_perfect_prediction_with_the_posteriors_variance_has_no_divergence(t: 
     terms = diffusion_losses(config, schedule, lambda x, s: perfect, x_start=x_start, t=at, eps=eps)
     assert terms.vlb is not None
     assert terms.vlb.abs().item() < 1e-9
-
-
-def test_a_wrong_prediction_costs_the_divergence_of_the_two_gaussians() -> None:
-    config = DiffusionConfig(num_timesteps=STEPS, loss="vlb", variance="fixed_small")
-    schedule, t = build_schedule(config), torch.tensor([123])
-    x_start, eps = torch.zeros(1, 1, 2, 2, dtype=torch.float64), torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    x_t = q_sample(schedule, x_start=x_start, t=t, eps=eps)
-    terms = diffusion_losses(config, schedule, lambda x, s: 0 * x, x_start=x_start, t=t, eps=eps)
-    guess = schedule.sqrt_recip_alphas_cumprod[123] * x_t  # the x_start that eps = 0 stands for
-    ours = q_posterior_mean(schedule, x_start=guess, x_t=x_t, t=t)
-    true = q_posterior_mean(schedule, x_start=x_start, x_t=x_t, t=t)
-    log_variance = schedule.posterior_log_variance_clipped[123]
-    expected = gaussian_kl(true, log_variance, ours, log_variance).mean() / torch.log(torch.tensor(2.0))
-    assert terms.vlb is not None
-    assert terms.vlb.item() == pytest.approx(expected.item(), rel=1e-6)

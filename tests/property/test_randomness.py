@@ -14,15 +14,15 @@ seeds = st.integers(0, 2**64 - 1)
 counters = st.integers(0, 2**32 - 1)
 
 
-@given(seed=seeds, step=counters, indices=st.lists(counters, min_size=2, max_size=9))
-def test_a_draw_does_not_depend_on_the_batch_it_is_drawn_in(seed: int, step: int, indices: list[int]) -> None:
-    index = torch.tensor(indices)
-    together = normal(seed=seed, stream=TRAIN_NOISE, step=step, index=index, shape=(2, 3))
-    alone = [
-        normal(seed=seed, stream=TRAIN_NOISE, step=step, index=index[i : i + 1], shape=(2, 3))
-        for i in range(len(index))
-    ]
-    assert torch.equal(together, torch.cat(alone))
+@given(seed=seeds, keys=st.lists(st.tuples(counters, counters), min_size=2, max_size=9))
+def test_a_draw_does_not_depend_on_the_batch_it_is_drawn_in(seed: int, keys: list[tuple[int, int]]) -> None:
+    def draw(step: int | torch.Tensor, index: list[int]) -> torch.Tensor:
+        return normal(seed=seed, stream=TRAIN_NOISE, step=step, index=torch.tensor(index), shape=(2, 3))
+
+    steps, indices = map(list, zip(*keys, strict=True))
+    alone = [draw(step, [index]) for step, index in keys]
+    assert torch.equal(draw(torch.tensor(steps), indices), torch.cat(alone))
+    assert torch.equal(draw(steps[0], indices), draw(torch.full((len(keys),), steps[0]), indices))
 
 
 @given(seed=seeds, step=counters, index=counters)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from diffusion.gaussian import DiffusionConfig, build_schedule
+from diffusion.gaussian import DiffusionConfig, build_schedule, q_sample
 from diffusion.sampling import SamplerConfig, ancestral_step, ddim_step, sample, to_uint8
 from diffusion.schedule import NoiseSchedule, cosine, linear, respace
 
@@ -50,12 +54,6 @@ def test_an_image_is_the_same_in_any_batch(kind: Literal["ancestral", "ddim"]) -
     together = draw(kind, torch.arange(6), respacing="20")
     apart = torch.cat([draw(kind, torch.arange(0, 1), respacing="20"), draw(kind, torch.arange(1, 6), respacing="20")])
     assert torch.equal(together, apart)
-
-
-def test_ddim_without_noise_takes_one_path_from_its_start() -> None:
-    index = torch.arange(3)
-    torch.testing.assert_close(draw("ddim", index, eta=0.0), draw("ddim", index, eta=0.0), rtol=0, atol=0)
-    assert not torch.equal(draw("ddim", index, eta=0.0), draw("ddim", index, eta=1.0))
 
 
 def test_export_truncates_as_published() -> None:
@@ -110,3 +108,35 @@ def test_the_last_step_adds_no_noise() -> None:
             for value in (-1.0, 5.0)
         ]
         assert torch.equal(*results)
+
+
+@given(t=st.integers(1, 49), seed=st.integers(0, 1000))
+def test_ddim_at_eta_0_keeps_a_true_eps_and_takes_no_noise(t: int, seed: int) -> None:
+    diffusion, schedule, at = DiffusionConfig(num_timesteps=50), cosine(50), torch.tensor([t])
+    x_start, eps, noise = torch.randn(3, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    output = torch.cat([eps, noise], dim=1)  # a learned variance plays no part
+    x_prev = ddim_step(
+        SamplerConfig(kind="ddim", clip_denoised=False), diffusion, schedule, output,
+        x_t=q_sample(schedule, x_start=x_start, t=at, eps=eps), t=at, noise=noise,
+    )  # fmt: skip
+    # 1 / sqrt(alphas_cumprod) reaches 1e3 at the end, and multiplies float64's rounding.
+    torch.testing.assert_close(x_prev, q_sample(schedule, x_start=x_start, t=at - 1, eps=eps), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("config", "step"), [(SamplerConfig(), ancestral_step), (SamplerConfig(kind="ddim"), ddim_step)]
+)
+def test_how_far_x_start_lies_beyond_its_bound_matters_only_without_clipping(
+    config: SamplerConfig, step: Callable[..., torch.Tensor]
+) -> None:
+    diffusion, schedule, t = DiffusionConfig(num_timesteps=50, loss="simple", variance="fixed_small"), cosine(50), 20
+    x_t = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+
+    def walk(x_start: float, *, clip: bool) -> float:
+        level = schedule.alphas_cumprod[t]
+        eps = (x_t - level.sqrt() * x_start) / (1 - level).sqrt()  # the prediction that means this x_start
+        clipping = replace(config, clip_denoised=clip)
+        return step(clipping, diffusion, schedule, eps, x_t=x_t, t=torch.tensor([t]), noise=x_t).item()
+
+    assert walk(9.0, clip=True) == pytest.approx(walk(1.0, clip=True), rel=1e-12)
+    assert abs(walk(9.0, clip=False) - walk(1.0, clip=False)) > 0.1

@@ -84,6 +84,19 @@ def test_the_papers_counts_are_evenly_spaced(steps: int, counts: tuple[int, ...]
         assert kept_timesteps(steps, str(count)) == np.round(np.linspace(0, steps - 1, count)).astype(int).tolist()
 
 
+# Stride 33.3 reaches 166.5, a tie that goes to the even 166, and after 15 additions a little more than its 499.5.
+OF_1000 = [0, 33, 67, 100, 133, 166, 200, 233, 266, 300, 333, 366, 400, 433, 466, 500, 533, 566, 599, 633, 666, 699,
+           733, 766, 799, 832, 866, 899, 932, 966, 999]  # fmt: skip
+# Stride 133.3 reaches 666.5, again a tie, and after 15 additions a little less than its 1999.5.
+OF_4000 = [0, 133, 267, 400, 533, 666, 800, 933, 1066, 1200, 1333, 1466, 1600, 1733, 1866, 1999, 2133, 2266, 2399, 2533,
+           2666, 2799, 2933, 3066, 3199, 3333, 3466, 3599, 3732, 3866, 3999]  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "published"), [(1000, OF_1000), (4000, OF_4000)])
+def test_ties_fall_as_in_the_published_sum_of_strides(steps: int, published: list[int]) -> None:
+    assert kept_timesteps(steps, "31") == published
+
+
 def test_sections_keep_their_first_and_last_step_and_earlier_ones_are_longer() -> None:
     kept = kept_timesteps(11, "2,3,1")  # sections of 4, 4 and 3 steps
     assert kept == [0, 3, 4, 6, 7, 8]  # the middle's stride 1.5 lands on 5.5, and half rounds to even

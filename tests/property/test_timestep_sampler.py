@@ -46,6 +46,25 @@ def test_p_is_the_root_of_the_mean_square_of_the_last_losses() -> None:
     torch.testing.assert_close(sampler.probabilities(), 0.999 * w / w.sum() + 0.001 / 3)
 
 
+@given(
+    pool=st.sampled_from([1, 4, 23]), size=st.integers(1, 4),
+    batches=st.lists(st.lists(st.integers(0, T - 1), max_size=40), min_size=1, max_size=4),
+)  # fmt: skip
+def test_a_batch_teaches_what_its_losses_would_one_after_the_other(
+    pool: int, size: int, batches: list[list[int]]
+) -> None:
+    sampler = LossSecondMomentSampler(LossSecondMomentConfig(pool=pool, history_per_term=size), T)
+    history, seen = torch.zeros(-(-T // pool), size, dtype=torch.float64), [0] * -(-T // pool)
+    for number, batch in enumerate(batches):
+        losses = torch.arange(len(batch)) + 100.0 * number
+        sampler.update(torch.tensor(batch, dtype=torch.int64), losses)
+        for t, loss in zip(batch, losses.tolist(), strict=True):
+            history[t // pool, seen[t // pool] % size] = loss
+            seen[t // pool] += 1
+    assert torch.equal(sampler.state()["history"], history)
+    assert sampler.state()["seen"].tolist() == seen
+
+
 def test_draws_are_uniform_until_every_history_is_full() -> None:
     sampler = LossSecondMomentSampler(LossSecondMomentConfig(history_per_term=2), T)
     sampler.update(torch.arange(T - 1).repeat(3), torch.full((3 * (T - 1),), 5.0))

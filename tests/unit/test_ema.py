@@ -1,7 +1,6 @@
 """Is the average of the weights the published one?"""
 
 import pytest
-import torch
 from torch import nn
 
 from diffusion.ema import Ema
@@ -34,19 +33,3 @@ def test_the_average_does_not_follow_the_model_by_itself_nor_disturb_it():
     assert ema.state()["bias"].item() == 1.0
     ema.update(model)
     assert model.bias.item() == 3.0
-
-
-def test_a_loaded_average_goes_on_where_the_saved_one_stood():
-    model = linear(2.0)
-    saved, fresh = Ema(linear(1.0), rate=0.9), Ema(linear(7.0), rate=0.9)
-    saved.update(model)
-    fresh.load({name: tensor.clone() for name, tensor in saved.state().items()})
-    saved.update(model)
-    fresh.update(model)
-    assert all(torch.equal(tensor, fresh.state()[name]) for name, tensor in saved.state().items())
-
-
-def test_a_model_given_the_average_computes_with_it():
-    model = linear(0.0)
-    Ema(linear(4.0), rate=0.9).copy_to(model)
-    assert model(torch.ones(1, 2)).item() == 12.0
