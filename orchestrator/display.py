@@ -48,13 +48,13 @@ class Display:
             self._live.stop()
             self._live = None
 
-    def show(self, watcher: Watcher) -> None:
+    def show(self, watcher: Watcher, *, last: bool = False) -> None:
         """Show the state of the study, if it is time to."""
         if self._live is not None:
             self._live.update(Text("\n".join(self._lines(watcher))))
             return
         ended = sum(cell.is_done or cell.failed is not None for cell in watcher.cells)
-        if ended > self._ended or time.monotonic() - self._printed >= LINES_SECONDS:
+        if last or ended > self._ended or time.monotonic() - self._printed >= LINES_SECONDS:
             self.say("\n".join(self._lines(watcher)))
             self._printed, self._ended = time.monotonic(), ended
 

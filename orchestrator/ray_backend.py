@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import DistBackendError, DistNetworkError
 
 from orchestrator.backend import OnResult, SpmdContext
-from orchestrator.errors import PreflightError
+from orchestrator.errors import Interrupted, PreflightError
 from orchestrator.step import Resources
 
 TRIAL_DRIVER = "trial_driver"
@@ -66,13 +66,13 @@ def ray_session(*, address: str | None, trial_drivers: int, verbose: bool = Fals
         os.environ.setdefault(name, value)
     if not verbose:
         for logger in QUIET_LOGGERS:
-            logging.getLogger(logger).setLevel(logging.ERROR)
-    with _keeping_signal_handlers():
-        if address:
-            _connect(address, verbose=verbose)
-        else:
-            _start(trial_drivers, verbose=verbose)
+            logging.getLogger(logger).setLevel(logging.CRITICAL)  # what went wrong, the study says itself
     try:
+        with _keeping_signal_handlers():
+            if address:
+                _connect(address, verbose=verbose)
+            else:
+                _start(trial_drivers, verbose=verbose)
         yield
     finally:
         ray.shutdown()
@@ -120,9 +120,7 @@ class RayBackend:
     ) -> list[Any]:
         """Run fn over a pool of actors; see Backend.map. The pool stays for the next call: processes start slowly."""
         size = min(resources.workers, len(items))
-        if len(self._pool) < size:
-            self.release()
-            self._pool = [self._actor(resources) for _ in range(size)]
+        self._pool += [self._actor(resources) for _ in range(size - len(self._pool))]
         return _drain(self._pool[:size], fn, items, on_result)
 
     def release(self) -> None:
@@ -231,13 +229,17 @@ def _raised_by_fn(error: TrainingFailedError) -> BaseException | None:
 
 @contextmanager
 def _keeping_signal_handlers() -> Iterator[None]:
-    """Ray's start replaces what SIGTERM does by a stack trace and an abort; what the caller wanted comes back here."""
+    """Ray's start replaces what SIGTERM does, first by sys.exit(SIGTERM); what the caller wanted comes back here."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM:
+            raise Interrupted(signal.SIGTERM) from None
+        raise
     finally:
         for signum, handler in before.items():
             if handler is not None:  # set from outside Python: nothing to give back

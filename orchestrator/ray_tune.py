@@ -40,6 +40,7 @@ class TuneLauncher:
         self._at_once = at_once
         self._verbose = verbose
         self._session = ExitStack()
+        self._end = _EndWhenTold()
         self.backend: Backend = RayBackend(storage / "train")
         self.concurrent = 1
 
@@ -55,6 +56,10 @@ class TuneLauncher:
 
     def __exit__(self, *exc_info: object) -> None:
         self._session.close()
+
+    def stop(self) -> None:
+        """Make a launch that runs in another thread end soon; its trials end with the session."""
+        self._end.told = True
 
     def launch(self, trials: Sequence[Trial], run_trial: Callable[[Trial], None], *, name: str) -> dict[str, str]:
         """Run every trial; returns trial.key -> reason for those that failed. One that fails does not stop others."""
@@ -77,6 +82,7 @@ class TuneLauncher:
                 storage_path=str(self._storage / "tune"),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
+                callbacks=[self._end],
             ),
         )
         reasons = dict.fromkeys(by_key, "its driver was lost before it could say why")
@@ -85,6 +91,18 @@ class TuneLauncher:
             if result.config is not None and result.metrics is not None:
                 reasons[result.config["trial"]] = result.metrics["reason"]
         return {key: reason for key, reason in reasons.items() if reason}
+
+
+class _Stopped(BaseException):
+    """Leaves Tune's loop at once: for an Exception, Tune first waits for its trials."""
+
+
+class _EndWhenTold(tune.Callback):
+    told = False
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.told:
+            raise _Stopped
 
 
 def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> int:

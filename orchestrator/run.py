@@ -23,6 +23,7 @@ from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.tracker import Tracker
 
 WATCH_SECONDS = 0.5
+STOP_SECONDS = 20.0
 
 Plan = Callable[[Any], Mapping[str, Step]]
 Check = Callable[[Any, Mapping[str, Path]], None]
@@ -41,6 +42,9 @@ class Launcher(Protocol):
 
     def launch(self, trials: Sequence[Trial], run_trial: Callable[[Trial], None], *, name: str) -> dict[str, str]:
         """Run every trial; returns trial.key -> reason for those that failed. One that fails does not stop others."""
+
+    def stop(self) -> None:
+        """Make a launch that runs in another thread end soon."""
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,16 @@ def _launch(
         work = Background(lambda: launcher.launch(waiting, runner, name=f"{experiment.name}-{experiment.key()}"))
         steps = {trial: list(plans[trial].values()) for trial in plans}
         watcher = Watcher(store, steps, concurrent=launcher.concurrent)
-        while not work.wait(WATCH_SECONDS):
-            watcher.look()
-            display.show(watcher)
+        try:
+            while not work.wait(WATCH_SECONDS):
+                watcher.look()
+                display.show(watcher)
+        except BaseException:
+            launcher.stop()
+            work.wait(STOP_SECONDS)
+            raise
+        watcher.look()
+        display.show(watcher, last=True)
         return work.value()
 
 

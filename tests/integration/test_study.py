@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +164,16 @@ def test_one_more_seed_trains_only_the_new_cells(study: Study, tmp_path: Path) -
     assert "2 seeds, ± 95% interval" in ended.stdout
     assert len(trained(store)) == 12
     assert {record: record.stat().st_mtime_ns for record in before} == before
+
+
+def test_a_study_ended_while_ray_starts_says_that_it_was_interrupted(tmp_path: Path) -> None:
+    log = tmp_path / "store.log"
+    with begun(tmp_path / "store", images=12_800) as process:
+        wait_until(lambda: "cells to run" in log.read_text(), process)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    assert "run the same command again to go on" in log.read_text()
 
 
 def test_a_study_whose_driver_was_ended_and_killed_goes_on_where_it_was(tmp_path: Path) -> None:
