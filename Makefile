@@ -30,7 +30,7 @@ test: check
 
 # Kills, outages and damage, over small real runs: minutes, not part of `make test`.
 chaos: $(READY)
-	$(BIN)/pytest -m chaos tests/chaos $(ARGS)
+	$(BIN)/pytest -m chaos tests $(ARGS)
 
 bench: $(READY)
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
