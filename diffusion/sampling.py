@@ -29,9 +29,11 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"sampler.eta={self.eta}: must be between 0 and 1")
+            raise ValueError(f"sample.sampler.eta={self.eta}: must be between 0 and 1")
         if self.kind == "ancestral" and self.eta:
-            raise ValueError(f"sampler.eta={self.eta} is DDIM's: set sampler.kind='ddim', or leave eta at 0")
+            raise ValueError(
+                f"sample.sampler.eta={self.eta} is DDIM's: set sample.sampler.kind='ddim', or leave eta at 0"
+            )
 
 
 def sample(

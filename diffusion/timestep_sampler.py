@@ -35,11 +35,12 @@ class LossSecondMomentConfig:
     def __post_init__(self) -> None:
         if self.history_per_term < 1 or self.pool < 1:
             raise ValueError(
-                f"timesteps.history_per_term={self.history_per_term}, timesteps.pool={self.pool}: both at least 1"
+                f"train.timesteps.history_per_term={self.history_per_term}, train.timesteps.pool={self.pool}: "
+                f"both must be at least 1"
             )
         if not 0 < self.uniform_prob <= 1:
             raise ValueError(
-                f"timesteps.uniform_prob={self.uniform_prob}: more than 0, so that no t is starved, and at most 1"
+                f"train.timesteps.uniform_prob={self.uniform_prob}: more than 0, so that no t is starved, and at most 1"
             )
 
 

@@ -31,16 +31,17 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     """A copy with dotted settings changed, such as {"train.lr": 3e-4}.
 
     Setting "x.kind" chooses another member of x's union, with that member's defaults for what is not set as well.
+    An object as value changes the settings it names, and leaves the others.
     """
     data = to_dict(config)
     # kind first: the other keys belong to the member it chooses, whatever order they were given in.
-    for path, value in sorted(changes.items(), key=lambda change: (not change[0].endswith(".kind"), change[0])):
+    for path, value in sorted(_leaves(changes, ""), key=lambda change: (not change[0].endswith(".kind"), change[0])):
         _set(type(config), data, path, value)
     return from_dict(type(config), data)
 
 
-def override_text(config: T, settings: Sequence[str]) -> T:
-    """override() with settings as a command line has them, such as "train.lr=3e-4".
+def parse_settings(config: Any, settings: Sequence[str]) -> dict[str, Any]:
+    """Settings as a command line has them, such as "train.lr=3e-4", as override() takes them; objects are taken apart.
 
     A value is JSON, except for a setting that holds a string: that takes the text as it stands.
     """
@@ -50,10 +51,11 @@ def override_text(config: T, settings: Sequence[str]) -> T:
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ValueError(f"{setting!r} is no setting: write KEY=VALUE, such as train.lr=3e-4")
-        if path in changes:
-            raise ValueError(f"{path} is set twice, to {changes[path]!r} and {text!r}: set it once")
-        changes[path] = text if path in strings else _json_or_text(text)
-    return override(config, changes)
+        for leaf, value in _leaves({path: text if path in strings else _json_or_text(text)}, ""):
+            if leaf in changes:
+                raise ValueError(f"{leaf} is set twice, to {changes[leaf]!r} and {value!r}: set it once")
+            changes[leaf] = value
+    return changes
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _value(annotation: Any, value: Any, *, path: str) -> Any:
         return _build(configs[0], value, path=path)
     kinds = {_kind(config): config for config in configs}
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{path}.kind={kind!r}: must be one of {', '.join(kinds)}{hint(str(kind), list(kinds))}")
     return _build(kinds[kind], value, path=path)
 
@@ -168,29 +170,23 @@ def _kind(config: type) -> str:
 def _set(cls: type, data: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     here: Any = data
-    walked: list[str] = []
-    for key in [*parents, last]:
-        allowed = _allowed(cls, walked, data)
-        if key not in allowed:
-            raise ValueError(_unknown(path, key, allowed))
-        if len(walked) < len(parents):
-            here = here[key]
-        walked.append(key)
-    if last == "kind" and here.get("kind") != value:
-        here.clear()  # another member: its own defaults
+    members: list[type] = [cls]
+    for key in parents:
+        members = _members_below(members, here, path, key)
+        here = here[key]
+    _members_below(members, here, path, last)
+    if last == "kind" and len(members) > 1 and here["kind"] != value:
+        here.clear()  # another member of the union: its own defaults
     here[last] = _to_json(value)
 
 
-def _allowed(cls: type, walked: list[str], data: Mapping[str, Any]) -> list[str]:
-    """Keys that may follow the walked path, given the union members that data chooses."""
-    for key in walked:
-        data = data[key] if isinstance(data, Mapping) else {}
-        configs = _configs(_types(cls)[key])
-        chosen = [c for c in configs if len(configs) == 1 or _kind(c) == (data or {}).get("kind")]
-        if not chosen:
-            return []
-        cls = chosen[0]
-    return list(_types(cls))
+def _members_below(members: list[type], here: Any, path: str, key: str) -> list[type]:
+    """The configs that may stand at a key of `here`, itself one of `members`. ValueError for a key that it lacks."""
+    chosen = [m for m in members if isinstance(here, Mapping) and (len(members) == 1 or _kind(m) == here["kind"])]
+    allowed = list(_types(chosen[0])) if chosen else []
+    if key not in allowed:
+        raise ValueError(_unknown(path, key, allowed))
+    return _configs(_types(chosen[0])[key])
 
 
 def _leaves(data: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:

@@ -56,8 +56,8 @@ class StepBusy(PapertableError):
     exit_code = 3
 
 
-class Interrupted(PapertableError):
-    """A signal asked us to stop; the same command goes on."""
+class Interrupted(BaseException):
+    """A signal asked us to stop; the same command goes on. No Exception: libraries catch those and go on."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}; run the same command again to go on")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import fingerprint, flatten, to_dict
-from orchestrator.errors import DamagedArtifact
+from orchestrator.errors import PapertableError
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.journal import read_points
 from orchestrator.materialize import pending
@@ -50,8 +50,11 @@ class TrackerFeed:
 
     def check(self) -> str | None:
         """Why the tracker does not answer now, or None. Raises PreflightError for one that never will."""
-        self._attempt(self._open_study)
-        return self._trouble
+        try:
+            self._open_study()
+        except TrackerUnavailable as error:
+            return str(error)
+        return None
 
     def __enter__(self) -> TrackerFeed:
         self._thread.start()
@@ -93,7 +96,7 @@ class TrackerFeed:
         try:
             send()
             self._trouble = None
-        except (TrackerUnavailable, DamagedArtifact) as error:
+        except PapertableError as error:
             self._trouble = str(error)  # the journals keep it all; the next attempt, or the next call, sends it
 
     def _send(self) -> None:

@@ -15,11 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
-from requests.exceptions import RequestException
-from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import PreflightError
 from orchestrator.journal import Point
@@ -27,15 +24,21 @@ from orchestrator.tracker import Status, StudyInfo, TrackerUnavailable, TrialInf
 
 KEY, DIGEST, ROLE = "papertable.key", "papertable.complete", "papertable.role"
 STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 BATCH = 1000  # most metrics MLflow takes in one call
 PARAMS_BATCH = 100
 TABLE_FILE = "comparison.json"
 
 
 class MlflowTracker:
-    """Writes one study to an MLflow server or database. Runs are found again by their key, never made twice."""
+    """Writes one study to an MLflow server or database. Runs are found again by their key, never made twice.
 
-    def __init__(self, tracking_uri: str, *, artifact_root: str | None) -> None:
+    `artifact_root` is where files go that a database cannot hold; a server has a place of its own.
+    Raises ValueError for an address that is neither.
+    """
+
+    def __init__(self, tracking_uri: str, *, artifact_root: Path) -> None:
+        _check_uri(tracking_uri)
         # A server that is down is noticed in seconds; the journal keeps what it misses.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -122,7 +125,7 @@ class MlflowTracker:
 
     def how_to_look(self) -> str:
         """See Tracker."""
-        if urlsplit(self._uri).scheme in ("http", "https"):
+        if _is_server(self._uri):
             return without_credentials(self._uri)
         mlflow = shlex.join([sys.executable, "-m", "mlflow"])
         return f"{mlflow} ui --backend-store-uri {shlex.quote(without_credentials(self._uri))} --host 127.0.0.1"
@@ -130,7 +133,7 @@ class MlflowTracker:
     def _open_experiment(self, client: MlflowClient, name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
-            location = None if self._artifact_root is None else Path(self._artifact_root).as_uri()
+            location = None if _is_server(self._uri) else self._artifact_root.as_uri()
             return client.create_experiment(name, artifact_location=location)
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
@@ -179,7 +182,7 @@ class MlflowTracker:
                 f"tracking URI {without_credentials(self._uri)}: MLflow cannot use it ({self._first_line(error)}). "
                 f"Name a server (http://...) or a database (sqlite:///FILE, or one whose driver is installed)"
             ) from error
-        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        except Exception as error:  # MLflow passes on whatever its databases and clouds raise
             raise TrackerUnavailable(
                 f"MLflow at {without_credentials(self._uri)}: {self._first_line(error)}"
             ) from error
@@ -187,6 +190,18 @@ class MlflowTracker:
     def _first_line(self, error: Exception) -> str:
         said = str(error).replace(self._uri, without_credentials(self._uri)).splitlines()
         return said[0][:300] if said else type(error).__name__
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _check_uri(uri: str) -> None:
+    if not _is_server(uri) and urlsplit(uri).scheme.partition("+")[0] not in DATABASES:
+        raise ValueError(
+            f"tracking URI {without_credentials(uri)!r}: name a server (http://..., https://...) or a database "
+            f"(sqlite:///FILE, {', '.join(f'{name}://...' for name in DATABASES[1:])})"
+        )
 
 
 def without_credentials(uri: str) -> str:

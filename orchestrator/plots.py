@@ -13,7 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from orchestrator.table import ComparisonTable, half_interval
+from orchestrator.table import ComparisonTable
 
 # Okabe and Ito's palette: distinguishable with any colour vision.
 MARKERS = "osD^vP*X"  # and shapes, for points that lie on each other
@@ -46,6 +46,8 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylab
     """One curve a row over images seen: a running mean over the values as they were measured."""
     figure, axes = plt.subplots(figsize=(11, 4.6))
     for number, (label, points) in enumerate(lines.items()):
+        if not points:
+            continue  # it failed before its first
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
         steps, values = np.array(points, dtype=float).T
         axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
@@ -77,16 +79,10 @@ def _draw(axes: Axes, points: Mapping[str, Point], rows: Sequence[str], title: s
 
 
 def _point(table: ComparisonTable, variant: str, x: str, y: str) -> Point | None:
-    across, up = table.measured(variant, x), table.measured(variant, y)
+    across, up = table.centre(variant, x), table.centre(variant, y)
     if across is None or up is None:
         return None
-    values = [_centre(list(m.by_seed.values()), m.standard_error) for m in (across, up)]
-    return values[0][0], values[1][0], values[0][1], values[1][1]
-
-
-def _centre(values: list[float], standard_error: float | None) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return (mean, half_interval(values)) if len(values) > 1 else (mean, standard_error or 0.0)
+    return across[0], up[0], across[1] or 0.0, up[1] or 0.0
 
 
 def _paper_points(table: ComparisonTable) -> dict[str, Point]:

@@ -37,6 +37,7 @@ from torch.distributed import DistBackendError, DistNetworkError
 
 from orchestrator.backend import OnResult, SpmdContext
 from orchestrator.errors import Interrupted, PreflightError
+from orchestrator.ray_worker import know_own_cluster
 from orchestrator.signals import Background
 from orchestrator.step import Resources
 
@@ -57,7 +58,9 @@ ENVIRONMENT = {
 }
 LOST_WORKER = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 LOST_PEER = (DistBackendError, DistNetworkError)
-"""What the survivors of a lost worker raise in their collective operations."""
+GLOO = "gloo/transport/"
+"""What the survivors of a lost worker raise in their collective operations; gloo's errors have no type of their own."""
+PEER_SPEAKS_FIRST_SECONDS = 3.0
 ORPHANS_WITHIN_SECONDS = 15.0
 QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.data", "ray._private.worker")
 
@@ -83,15 +86,6 @@ def ray_session(*, address: str | None, trial_drivers: int, verbose: bool = Fals
         yield
     finally:
         ray.shutdown()
-
-
-def know_own_cluster() -> None:
-    """Run first in every Ray worker process: its cluster is the one it belongs to.
-
-    Train's placement group cleaner otherwise asks the cluster that `ray start` last noted on this machine. One that is
-    gone costs 12 s at the end of each training, and a lost group's CPUs; one that lives knows nothing of our trainings.
-    """
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def cluster_nodes() -> list[dict[str, float]]:
@@ -125,7 +119,7 @@ class RayBackend:
             except TrainingFailedError as error:
                 # Its frames hold the run's controller, and with it the CPUs of workers that are no longer needed.
                 failure = error.with_traceback(None)
-            own = _raised_by_fn(failure)
+            own = raised_by_fn(failure)
             if own is not None:
                 raise own
             if isinstance(failure, ControllerError):
@@ -231,10 +225,15 @@ def _on_worker(config: dict[str, Any]) -> Any:
         local_rank=context.get_local_rank(),
         device=str(get_device()),
     )
-    return config["fn"](spmd, config["payload"])
+    try:
+        return config["fn"](spmd, config["payload"])
+    except Exception as error:
+        if _lost_a_peer(error):
+            time.sleep(PEER_SPEAKS_FIRST_SECONDS)  # the peer may have ended by an error of its own: that is the reason
+        raise
 
 
-def _raised_by_fn(error: TrainingFailedError) -> BaseException | None:
+def raised_by_fn(error: TrainingFailedError) -> BaseException | None:
     """The exception fn itself raised, on the lowest rank that raised one; None when workers were lost instead."""
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, RayActorError):
         return None  # a worker was gone before fn could start on it
@@ -243,7 +242,11 @@ def _raised_by_fn(error: TrainingFailedError) -> BaseException | None:
     failures = [failure for _, failure in sorted(error.worker_failures.items())]
     if any(isinstance(failure, LOST_WORKER) for failure in failures):
         return None  # and what the others say comes from waiting for it
-    return next((failure for failure in failures if not isinstance(failure, LOST_PEER)), None)
+    return next((failure for failure in failures if not _lost_a_peer(failure)), None)
+
+
+def _lost_a_peer(failure: BaseException) -> bool:
+    return isinstance(failure, LOST_PEER) or (isinstance(failure, RuntimeError) and GLOO in str(failure))
 
 
 def _free_orphaned_groups() -> None:
@@ -298,15 +301,21 @@ def _keeping_signal_handlers() -> Iterator[None]:
 
 
 def _start(trial_drivers: int, *, verbose: bool) -> None:
-    ray.init(
-        address="local",
-        resources={TRIAL_DRIVER: float(trial_drivers)},
-        include_dashboard=True,  # without it, stopping a nested trial early leaks its placement group (ray#54305)
-        dashboard_host="127.0.0.1",
-        runtime_env={"worker_process_setup_hook": know_own_cluster},
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local",
+            resources={TRIAL_DRIVER: float(trial_drivers)},
+            include_dashboard=True,  # without it, stopping a nested trial early leaks its placement group (ray#54305)
+            dashboard_host="127.0.0.1",
+            runtime_env={"worker_process_setup_hook": know_own_cluster},
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+        )
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise PreflightError(
+            f"Ray does not start on this machine ({error}). See what it says with --verbose, or name a running "
+            f"cluster with --address"
+        ) from error
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if token.is_file():
         token.chmod(0o600)
@@ -320,7 +329,7 @@ def _connect(address: str, *, verbose: bool) -> None:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise PreflightError(
             f"no Ray cluster answers at {address!r} ({error}). Start one (`ray start --head`, `ray up`), name another "
             f"with --address or RAY_ADDRESS, or name none: Ray then starts by itself on this machine. A cluster with "

@@ -16,6 +16,8 @@ from orchestrator.experiment import Trial
 from orchestrator.ray_backend import TRIAL_DRIVER, RayBackend, cluster_nodes, head_resource, ray_session
 from orchestrator.step import Resources
 
+LOST_DRIVER = "its driver was lost before it could say why"
+
 
 class TuneLauncher:
     """Runs trials as a Tune grid; Ray is started, or connected to, for the time it is entered.
@@ -48,14 +50,20 @@ class TuneLauncher:
         drivers = self._at_once or os.cpu_count() or 1
         self._session.enter_context(ray_session(address=self._address, trial_drivers=drivers, verbose=self._verbose))
         try:
-            self.concurrent = self._at_once or trials_at_once(self._resources, cluster_nodes())
-        except PreflightError:
+            self.concurrent = self._room()
+        except BaseException:
             self._session.close()
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._session.close()
+
+    def _room(self) -> int:
+        if self._at_once is not None and self._address is not None:
+            return self._at_once  # a named cluster may grow
+        room = trials_at_once(self._resources, cluster_nodes())
+        return room if self._at_once is None else self._at_once
 
     def stop(self) -> None:
         """Make a launch that runs in another thread end soon; its trials end with the session."""
@@ -85,11 +93,12 @@ class TuneLauncher:
                 callbacks=[self._end],
             ),
         )
-        reasons = dict.fromkeys(by_key, "its driver was lost before it could say why")
+        reasons = dict.fromkeys(by_key, LOST_DRIVER)
         results = tuner.fit()
         for result in (results[number] for number in range(len(results))):
             if result.config is not None and result.metrics is not None:
-                reasons[result.config["trial"]] = result.metrics["reason"]
+                # Tune fills in metrics of its own for a trial that never reported.
+                reasons[result.config["trial"]] = result.metrics.get("reason", LOST_DRIVER)
         return {key: reason for key, reason in reasons.items() if reason}
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.backend import Backend, LocalBackend
 from orchestrator.display import Display
-from orchestrator.errors import PreflightError, StepFailed
+from orchestrator.errors import DamagedArtifact, PreflightError, StepFailed
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.feed import TrackerFeed
 from orchestrator.journal import read_points
@@ -82,6 +82,8 @@ class StudyOutcome:
 
     table: ComparisonTable
     files: Mapping[str, Path]
+    unwritten: Mapping[str, str]
+    """File name -> why it could not be written."""
     trials_run: int
     tracker_behind: str | None
     """Why the tracker lacks something the store has; None when it has everything."""
@@ -93,7 +95,6 @@ def run_experiment(
 ) -> StudyOutcome:  # fmt: skip
     """Run what has no record yet and return the whole table."""
     plans = {trial: plan(trial.config) for trial in experiment.trials()}
-    store.check_writable()
     prepare_sources([step for steps in plans.values() for step in steps.values()], store, resources)
     for trial, steps in plans.items():
         check(trial.config, {role: store.path(step) for role, step in steps.items() if not step.inputs})
@@ -108,13 +109,17 @@ def run_experiment(
             failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display)
         table = ComparisonTable(experiment, [_result(trial, plans[trial], store, failed) for trial in plans])
         directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
-        files = write_table(table, directory, presentation, plans, store)
+        files, unwritten = write_views(table, directory, presentation, plans, store)
         behind = feed.finish(table, files, failed)
-    return StudyOutcome(table, files, len(waiting), behind)
+    return StudyOutcome(table, files, unwritten, len(waiting), behind)
 
 
 def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Resources) -> None:
-    """Run the steps that read the user's data, here: raises PreflightError for bad data before any worker starts."""
+    """Run the steps that read the user's data, here, before any worker starts.
+
+    Raises PreflightError for bad data, and for a store that cannot be written.
+    """
+    store.check_writable()
     sources = [step for step in walk(steps) if not step.inputs]
     try:
         materialize(sources, store, backend=LocalBackend(), resources=resources)
@@ -122,40 +127,51 @@ def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Reso
         raise PreflightError(f"the data cannot be used: {error.reason} ({error.step_key})") from error
 
 
-def write_table(
+def write_views(
     table: ComparisonTable, directory: Path, presentation: Presentation,
     plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
-) -> dict[str, Path]:  # fmt: skip
-    """The table as markdown, CSV and pictures. Returns file name -> path."""
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / "comparison.md", table.to_markdown())
-    write_whole(directory / "comparison.csv", table.to_csv())
-    written = ["comparison.md", "comparison.csv"]
+) -> tuple[dict[str, Path], dict[str, str]]:  # fmt: skip
+    """The table as markdown, CSV and pictures: file name -> path, and file name -> why it could not be written.
+
+    A full disk or a damaged journal takes away a picture, not the table that hours of training led to.
+    """
+    views: dict[str, Callable[[Path], object]] = {
+        "comparison.md": lambda path: write_whole(path, table.to_markdown()),
+        "comparison.csv": lambda path: write_whole(path, table.to_csv()),
+    }
     if presentation.scatter is not None:
         x, y = presentation.scatter
-        scatter(table, x, y, directory / f"{x}-{y}.png")
-        written.append(f"{x}-{y}.png")
-    if presentation.curve is not None and (lines := training_curves(plans, store, presentation.curve)):
-        curves(lines, directory / "curves.png", ylabel=presentation.curve[2], title=table.experiment.title)
-        written.append("curves.png")
-    return {name: directory / name for name in written}
+        views[f"{x}-{y}.png"] = lambda path: scatter(table, x, y, path)
+    if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
+        title = table.experiment.title
+        views["curves.png"] = lambda path: curves(
+            {variant: _values(journal, curve[1]) for variant, journal in journals.items()},
+            path, ylabel=curve[2], title=title,
+        )  # fmt: skip
+    files, unwritten = {}, {}
+    for name, write in views.items():
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write(directory / name)
+            files[name] = directory / name
+        except (OSError, DamagedArtifact) as error:
+            unwritten[name] = str(error)
+    return files, unwritten
 
 
-def training_curves(
-    plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, curve: tuple[str, str, str]
-) -> dict[str, list[tuple[int, float]]]:
-    """The journaled values of one key, per row; the first seed that has any stands for its row."""
-    role, key, _ = curve
-    lines: dict[str, list[tuple[int, float]]] = {}
+def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, Path]:
+    """The journal of a role's step, per row; the first seed that has one stands for its row."""
+    journals: dict[str, Path] = {}
     for trial, steps in plans.items():
         journal = store.path(steps[role]) / JOURNAL_FILE
-        if trial.variant in lines or not journal.is_file():
-            continue
-        points, _ = read_points(journal)
-        values = [(point.step, point.value) for point in points if point.key == key]
-        if values:
-            lines[trial.variant] = values
-    return lines
+        if journal.is_file():
+            journals.setdefault(trial.variant, journal)
+    return journals
+
+
+def _values(journal: Path, key: str) -> list[tuple[int, float]]:
+    points, _ = read_points(journal)
+    return [(point.step, point.value) for point in points if point.key == key]
 
 
 def _launch(
@@ -164,9 +180,9 @@ def _launch(
 ) -> dict[str, str]:  # fmt: skip
     with launcher, display:
         runner = TrialRunner(plan, str(store.root), launcher.backend, resources)
-        work = Background(lambda: launcher.launch(waiting, runner, name=f"{experiment.name}-{experiment.key()}"))
         steps = {trial: list(plans[trial].values()) for trial in plans}
         watcher = Watcher(store, steps, concurrent=launcher.concurrent)
+        work = Background(lambda: launcher.launch(waiting, runner, name=f"{experiment.name}-{experiment.key()}"))
         try:
             while not work.wait(WATCH_SECONDS):
                 watcher.look()

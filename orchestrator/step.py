@@ -36,11 +36,11 @@ class Resources:
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus_per_worker < 1:
             raise ValueError(f"workers={self.workers}, cpus_per_worker={self.cpus_per_worker}: both must be at least 1")
-        if self.gpus_per_worker < 0 or self.checkpoint_seconds <= 0:
-            raise ValueError(
-                f"gpus_per_worker={self.gpus_per_worker}, checkpoint_seconds={self.checkpoint_seconds}: "
-                f"GPUs must be 0 or more, the seconds more than 0"
-            )
+        gpus = self.gpus_per_worker
+        if not 0 <= gpus < math.inf or (gpus > 1 and gpus % 1):
+            raise ValueError(f"gpus_per_worker={gpus}: must be 0, a part of 1, or a whole number")
+        if not 0 < self.checkpoint_seconds < math.inf:
+            raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be more than 0, and finite")
 
 
 StepFunction = Callable[[Any, "StepContext"], None]

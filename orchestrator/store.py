@@ -166,6 +166,8 @@ def _local_path(root: str) -> Path:
         )
     if not root:
         raise ValueError("store '': name a folder")
+    if parsed.scheme == "file" and parsed.netloc not in ("", "localhost"):
+        raise ValueError(f"store {root!r}: a file URL of this machine has three slashes: file:///FOLDER")
     path = Path(url2pathname(parsed.path)) if parsed.scheme == "file" else Path(root)
     return path.expanduser().resolve()
 

@@ -65,13 +65,27 @@ class ComparisonTable:
         ]
 
     def measured(self, variant: str, metric: str) -> Measured | None:
-        """A row's values of a metric by seed, with its standard error at a single seed; None when every seed failed."""
+        """A row's values of a metric by seed, with their standard errors; None when every seed failed."""
         rows = [result for result in self.results if result.variant == variant]
         if not rows:
             return None
         error = self.experiment.column(metric).error
-        errors = [result.metrics[error] for result in rows] if error is not None else []
-        return Measured({result.seed: result.metrics[metric] for result in rows}, errors[0] if errors else None)
+        errors = {result.seed: result.metrics[error] for result in rows} if error is not None else {}
+        return Measured({result.seed: result.metrics[metric] for result in rows}, errors)
+
+    def centre(self, variant: str, metric: str) -> tuple[float, float | None] | None:
+        """A row's mean over seeds and the half width of its 95% interval (None for one seed of several).
+
+        In a study of one seed: its value and the standard error of the evaluation, where one is known.
+        """
+        measured = self.measured(variant, metric)
+        if measured is None:
+            return None
+        values = list(measured.by_seed.values())
+        mean = sum(values) / len(values)
+        if len(values) > 1:
+            return mean, half_interval(values)
+        return mean, next(iter(measured.errors.values()), None) if len(self.experiment.seeds) == 1 else None
 
     def to_text(self) -> str:
         """For a terminal."""
@@ -157,9 +171,13 @@ class ComparisonTable:
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
-            (variant, *self._paper(variant), *self._ours(variant), *self._numbers(variant))
+            (self._label(variant), *self._paper(variant), *self._ours(variant), *self._numbers(variant))
             for variant in self.experiment.variants
         ]
+
+    def _label(self, variant: str) -> str:
+        seeds, have = len(self.experiment.seeds), sum(result.variant == variant for result in self.results)
+        return f"{variant} ({have} of {seeds} seeds)" if 0 < have < seeds else variant
 
     def _paper(self, variant: str) -> list[str]:
         numbers = self.experiment.paper.get(variant, {})
@@ -172,14 +190,11 @@ class ComparisonTable:
         return ["FAILED", *[""] * (len(self.experiment.columns) - 1)]  # why stands below the table
 
     def _cell(self, variant: str, column: Column) -> str:
-        measured = self.measured(variant, column.metric)
-        assert measured is not None
-        values = list(measured.by_seed.values())
-        mean = sum(values) / len(values)
+        centre = self.centre(variant, column.metric)
+        assert centre is not None
+        mean, half_width = centre
         text = format(mean, column.format)
-        if len(values) > 1:
-            return f"{text} ± {format(half_interval(values), column.format)}"
-        return text if measured.standard_error is None else f"{text} ± {format(measured.standard_error, column.format)}"
+        return text if half_width is None else f"{text} ± {format(half_width, column.format)}"
 
     def _counts(self) -> list[str]:
         return list(dict.fromkeys(column.count for column in self.experiment.columns if column.count is not None))

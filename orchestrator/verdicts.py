@@ -21,8 +21,8 @@ class Measured:
     """A row's values of one metric."""
 
     by_seed: Mapping[int, float]
-    standard_error: float | None
-    """Of the evaluation, at a single seed; it knows nothing of how training varies."""
+    errors: Mapping[int, float]
+    """Seed -> standard error of its evaluation, which knows nothing of how training varies. Empty: not known."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def _difference(better: Measured | None, worse: Measured | None, column: Column)
     if len(seeds) > 1:  # rows share seeds, and so noise: their differences vary less than they do
         spread = float(stats.tstd(advantages)) / math.sqrt(len(seeds))
         return Difference(mean, float(stats.t.ppf(0.975, len(seeds) - 1)) * spread)
-    if better.standard_error is None or worse.standard_error is None:
+    if not better.errors or not worse.errors:
         return Difference(mean, None)
     # As if the two evaluations were independent: they share images and noise, so this is on the safe side.
-    return Difference(mean, RESOLVED_AT * math.hypot(better.standard_error, worse.standard_error))
+    return Difference(mean, RESOLVED_AT * math.hypot(better.errors[seeds[0]], worse.errors[seeds[0]]))
 
 
 def _describe(difference: Difference, column: Column) -> str:

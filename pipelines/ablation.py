@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.config import override_text
+from orchestrator.config import override, parse_settings
 from orchestrator.display import Display, duration
+from orchestrator.errors import PreflightError
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.materialize import pending
 from orchestrator.run import Presentation, StudyOutcome, run_experiment
@@ -153,14 +155,16 @@ def main(
         dry_run: Print what would run and what is done already, and end.
         verbose: Show what Ray says, too.
     """
-    if list or study is None:
+    if list:
         print("\n".join(f"{name:<20} {study.question}" for name, study in STUDIES.items()))
         return 0
+    if study is None:
+        raise ValueError(f"which study? There are: {', '.join(STUDIES)}; --list says what they ask")
     experiment = build(study, preset=preset, seeds=seeds, settings=set)
     check_workers(experiment.base.train, places)
     if cells_at_once is not None and cells_at_once < 1:
         raise ValueError(f"--cells-at-once {cells_at_once}: must be at least 1")
-    store = places.open_store()
+    store = places.artifact_store()
     if dry_run:
         print(dry_run_text(experiment, store))
         return 0
@@ -172,19 +176,23 @@ def build(study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = ()
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     chosen = choose("study", study, STUDIES)
-    base = override_text(choose("preset", preset, PRESETS)(), settings)
-    experiment = chosen.experiment(base, tuple(range(seeds)))
-    _check_settings_matter(experiment, settings)
+    at_scale = choose("preset", preset, PRESETS)()
+    changes = parse_settings(at_scale, settings)
+    experiment = chosen.experiment(override(at_scale, changes), tuple(range(seeds)))
+    _check_settings_matter(experiment, changes)
     return experiment
 
 
-def _check_settings_matter(experiment: Experiment[RunConfig], settings: tuple[str, ...]) -> None:
-    """Raises ValueError for a setting that every row replaces by its own."""
-    for key in (setting.partition("=")[0] for setting in settings):
+def _check_settings_matter(experiment: Experiment[RunConfig], settings: Iterable[str]) -> None:
+    """Raises ValueError for a setting that a row replaces by its own."""
+    for key in settings:
         if key == "seed":
             raise ValueError("--set seed: a study's seeds are 0, 1, ... below --seeds; set that instead")
-        if all(key in row for row in experiment.variants.values()):
-            raise ValueError(f"--set {key}: every row of {experiment.name} has a {key} of its own; leave it out")
+        rows = [variant for variant, row in experiment.variants.items() if key in row]
+        if rows:
+            raise ValueError(
+                f"--set {key}: that is what the rows of {experiment.name} differ in ({', '.join(rows)}); leave it out"
+            )
 
 
 def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str:
@@ -208,7 +216,7 @@ def run_study(
     resources = places.resources()
     tracker = MlflowTracker(
         tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}",
-        artifact_root=None if tracking_uri else str(store.root / "mlartifacts"),
+        artifact_root=store.root / "mlartifacts",
     )
     launcher = TuneLauncher(
         store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
@@ -218,13 +226,16 @@ def run_study(
         presentation=PRESENTATION, display=Display(),
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
-    return SOME_CELLS_FAILED if outcome.table.any_failed else 0
+    if outcome.table.any_failed:
+        return SOME_CELLS_FAILED
+    return PreflightError.exit_code if outcome.unwritten else 0
 
 
 def report(outcome: StudyOutcome, *, seconds: float, how_to_look: str) -> str:
     """The table as text, where its files are, and how to look at the runs."""
     lines = [outcome.table.to_text(), ""]
     lines += [f"{name:<18} {path}" for name, path in outcome.files.items()]
+    lines += [f"{name:<18} could not be written: {why}" for name, why in outcome.unwritten.items()]
     lines += [f"{'MLflow':<18} {how_to_look}"]
     if outcome.tracker_behind is not None:
         lines.append(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.step import StepContext
+from orchestrator.step import Resources, StepContext
 
 Block = tuple[int, int]
 """Indices first..stop-1 of images."""
@@ -28,7 +28,7 @@ def map_blocks(ctx: StepContext, work: Callable[[Block], NDArray], count: int, *
     return np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
 
 
-def worker_device(threads: int) -> str:
-    """The device this worker may use; on a CPU with so many threads."""
-    torch.set_num_threads(threads)
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def worker_device(resources: Resources) -> str:
+    """The device this worker was given: the GPU that Ray shows it alone, or the CPU, with so many threads."""
+    torch.set_num_threads(resources.cpus_per_worker)
+    return "cuda" if resources.gpus_per_worker else "cpu"

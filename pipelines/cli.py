@@ -14,7 +14,7 @@ import tyro
 
 from diffusion.training import TrainConfig
 from orchestrator.config import hint
-from orchestrator.errors import PapertableError
+from orchestrator.errors import Interrupted, PapertableError
 from orchestrator.signals import interruptible
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
@@ -45,20 +45,18 @@ class Places:
     gpus_per_worker: float = 0.0
     """GPUs of each worker."""
     checkpoint_seconds: float = 30.0
-    """At most so much training is lost when a worker is."""
-    address: str | None = os.environ.get("RAY_ADDRESS")
+    """Training keeps a checkpoint about so often, after whole windows of 10 steps."""
+    address: str | None = os.environ.get("RAY_ADDRESS") or None
     """A running Ray cluster; by default the one RAY_ADDRESS names."""
 
-    def open_store(self) -> ArtifactStore:
-        """The store, once it is known that it can be written."""
+    def artifact_store(self) -> ArtifactStore:
+        """The store; nothing is written to it yet."""
         if in_ray_job() and "://" not in self.store and not Path(self.store).expanduser().is_absolute():
             raise ValueError(
                 f"--store {self.store}: inside a Ray job this is a folder within Ray's temporary copy of the code; "
                 f"name an absolute path"
             )
-        store = ArtifactStore(self.store)
-        store.check_writable()
-        return store
+        return ArtifactStore(self.store)
 
     def resources(self) -> Resources:
         """What each step may use."""
@@ -84,16 +82,17 @@ def run(main: Callable[..., int | None]) -> None:
     try:
         with interruptible():
             code = tyro.cli(main, description=(main.__doc__ or "").partition("\n\n")[0]) or 0
-    except PapertableError as error:
+    except (PapertableError, Interrupted) as error:
         code = fail(error, error.exit_code)
     except ValueError as error:
         code = fail(error, BAD_CONFIGURATION)
     sys.exit(code)
 
 
-def fail(error: Exception, code: int) -> int:
+def fail(error: BaseException, code: int) -> int:
     """Print an error as a paragraph and return the exit code."""
-    print(textwrap.fill(f"error: {error}", width=110), file=sys.stderr)
+    # A path must stay one word, or it cannot be copied.
+    print(textwrap.fill(f"error: {error}", 110, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
     return code
 
 

@@ -10,13 +10,14 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from diffusion.metrics.inception import EfficientNetLite0Features, clean_fid_frechet_distance
 from diffusion.metrics.kid import kid
 from diffusion.metrics.stats import GaussianStats
-from orchestrator.step import Step, StepContext
+from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.data import read_split
 from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
@@ -30,13 +31,11 @@ FEATURES_FILE = "features.npz"
 class FeaturesConfig:
     """The network that sees the images. A distance over it is named after it; only Inception's is a FID."""
 
-    network: str = "efficientnet-lite0"
+    network: Literal["efficientnet-lite0"] = "efficientnet-lite0"
     size: int = 64
     """Pixels a side to which images are resized before the network sees them."""
 
     def __post_init__(self) -> None:
-        if self.network != "efficientnet-lite0":
-            raise ValueError(f"features.network={self.network!r}: 'efficientnet-lite0' is the one available")
         if not 32 <= self.size <= 224:
             raise ValueError(f"features.size={self.size}: between 32 and 224 pixels")
 
@@ -138,15 +137,15 @@ def _biased(samples: int, reference: int, dimension: int) -> list[str]:
     ]
 
 
-def extract_block(config: FeaturesConfig, images: np.ndarray, threads: int, block: Block) -> np.ndarray:
+def extract_block(config: FeaturesConfig, images: np.ndarray, resources: Resources, block: Block) -> np.ndarray:
     """float32 features (n, d) of the block's images, uint8 NHWC."""
-    return EfficientNetLite0Features(size=config.size, device=worker_device(threads))(images[slice(*block)])
+    return EfficientNetLite0Features(size=config.size, device=worker_device(resources))(images[slice(*block)])
 
 
 def _extract(
     config: FeaturesConfig, images: np.ndarray, images_protocol: dict[str, str | int], ctx: StepContext
 ) -> None:
-    work = partial(extract_block, config, images, ctx.resources.cpus_per_worker)
+    work = partial(extract_block, config, images, ctx.resources)
     features = map_blocks(ctx, work, len(images), block_size=BLOCK)
     network = dict(EfficientNetLite0Features.protocol_at(config.size))
     protocol = json.dumps({"network": network, "images": images_protocol})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.nll import nll_estimate, nll_full, pilot
-from orchestrator.step import Step, StepContext
+from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.data import read_split
 from pipelines.train import TrainedModel, load_trained, to_tensor, to_unit_range
@@ -52,7 +52,7 @@ def nll_step(config: NllConfig, *, train: Step, dataset: Step) -> Step:
 def measure(config: NllConfig, ctx: StepContext) -> None:
     """Measure the bound on the test split; per-image values go to nll.npz."""
     images = len(read_split(ctx.inputs["dataset"], "test").images[: config.images])
-    where = (ctx.inputs["train"], ctx.inputs["dataset"], ctx.resources.cpus_per_worker)
+    where = (ctx.inputs["train"], ctx.inputs["dataset"], ctx.resources)
     density = None
     if config.draws is not None:
         pilot_block = (0, min(PILOT_IMAGES, images))
@@ -84,24 +84,24 @@ def protocol(config: NllConfig, images: int) -> dict[str, str | int]:
     }
 
 
-def measure_pilot(config: NllConfig, train: Path, dataset: Path, threads: int, block: Block) -> Tensor:
+def measure_pilot(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> Tensor:
     """The density from which the terms of all blocks are drawn, from the images of one."""
-    model, x_start = _load(train, dataset, threads, block)
+    model, x_start = _load(train, dataset, resources, block)
     return pilot(model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed)
 
 
 def measure_block(
-    config: NllConfig, train: Path, dataset: Path, threads: int, density: Tensor | None, block: Block
+    config: NllConfig, train: Path, dataset: Path, resources: Resources, density: Tensor | None, block: Block
 ) -> np.ndarray:
     """Bits/dim of the block's test images, float64."""
-    model, x_start = _load(train, dataset, threads, block)
+    model, x_start = _load(train, dataset, resources, block)
     index = torch.arange(*block, device=x_start.device)
     return _bits(model, config, density, x_start, index).double().cpu().numpy()
 
 
-def _load(train: Path, dataset: Path, threads: int, block: Block) -> tuple[TrainedModel, Tensor]:
+def _load(train: Path, dataset: Path, resources: Resources, block: Block) -> tuple[TrainedModel, Tensor]:
     """The model and the block's test images, on this worker's device."""
-    device = worker_device(threads)
+    device = worker_device(resources)
     images = read_split(dataset, "test").images[slice(*block)]
     return load_trained(train, device=device), to_unit_range(to_tensor(images)).to(device)
 

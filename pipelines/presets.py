@@ -25,7 +25,7 @@ def tiny() -> RunConfig:
         ),
         diffusion=DiffusionConfig(),
         # The papers average over 10,000 steps of hundreds of thousands; a run of a thousand needs a shorter memory.
-        train=TrainConfig(batch_size=128, lr=1e-3, ema_rate=0.99, images=51_200),
+        train=TrainConfig(batch_size=128, lr=1e-3, ema_rate=0.99, images=25_600),
         nll=NllConfig(draws=32),
         sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="100")),
         features=FeaturesConfig(size=64),

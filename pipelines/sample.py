@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from diffusion.sampling import SamplerConfig, sample, to_uint8
-from orchestrator.step import Step, StepContext
+from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.train import TrainStepConfig, load_trained, trained_config
 
@@ -37,8 +37,8 @@ class SampleConfig:
     """Seed of the starting and step noise: the same in every row of a table, so that rows can be compared by eye."""
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise ValueError(f"sample.count={self.count}: a distance between sets needs at least 2 images")
+        if self.count < 3:
+            raise ValueError(f"sample.count={self.count}: KID and its error need at least 3 images")
 
 
 def sample_step(config: SampleConfig, *, train: Step) -> Step:
@@ -48,7 +48,7 @@ def sample_step(config: SampleConfig, *, train: Step) -> Step:
 
 def draw(config: SampleConfig, ctx: StepContext) -> None:
     """Draw config.count images: samples.npz (arr_0, uint8 NHWC, the published evaluator's layout) and grid.png."""
-    work = partial(draw_block, config, ctx.inputs["train"], ctx.resources.cpus_per_worker)
+    work = partial(draw_block, config, ctx.inputs["train"], ctx.resources)
     images = map_blocks(ctx, work, config.count, block_size=BLOCK)
     np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
     (ctx.output / PROTOCOL_FILE).write_text(json.dumps(protocol(config, trained_config(ctx.inputs["train"]))))
@@ -69,9 +69,9 @@ def protocol(config: SampleConfig, trained: TrainStepConfig) -> dict[str, str | 
     }
 
 
-def draw_block(config: SampleConfig, train: Path, threads: int, block: Block) -> np.ndarray:
+def draw_block(config: SampleConfig, train: Path, resources: Resources, block: Block) -> np.ndarray:
     """The block's images as uint8 (n, h, w, c)."""
-    device = worker_device(threads)
+    device = worker_device(resources)
     model = load_trained(train, device=device)
     size = model.network.config.image_size
     x_start = sample(

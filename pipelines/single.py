@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from orchestrator.backend import Backend, LocalBackend
-from orchestrator.config import override_text
+from orchestrator.config import override, parse_settings
 from orchestrator.materialize import materialize
 from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
@@ -34,7 +34,8 @@ def command(role: str, what: str) -> Callable[..., int]:
         set: Overrides = (),
         ray: bool = False,
     ) -> int:
-        config = override_text(choose("preset", preset, PRESETS)(), set)
+        base = choose("preset", preset, PRESETS)()
+        config = override(base, parse_settings(base, set))
         check_workers(config.train, places)
         on_ray = ray or places.address is not None
         if not on_ray and (places.workers > 1 or places.gpus_per_worker):
@@ -42,7 +43,7 @@ def command(role: str, what: str) -> Callable[..., int]:
                 f"--workers {places.workers}, --gpus-per-worker {places.gpus_per_worker:g}: without Ray there is one "
                 f"worker on CPUs; add --ray, or name a cluster with --address"
             )
-        store, resources, steps = places.open_store(), places.resources(), plan(config)
+        store, resources, steps = places.artifact_store(), places.resources(), plan(config)
         prepare_sources(list(steps.values()), store, resources)
         check(config, {"dataset": store.path(steps["dataset"])})
         with _on_ray(store, places) if on_ray else _here() as backend:
@@ -81,9 +82,9 @@ def prepare(
         image_size: Pixels a side; by default 8 for digits and 32 for fashion-mnist.
         store: Folder of all artifacts.
     """
-    size = image_size or DEFAULT_IMAGE_SIZE[source]
+    size = DEFAULT_IMAGE_SIZE[source] if image_size is None else image_size
     step = dataset_step(DataConfig(source=source, image_size=size, test_percent=20 if source == "digits" else None))
-    artifacts = Places(store=store).open_store()
+    artifacts = Places(store=store).artifact_store()
     prepare_sources([step], artifacts, Resources())
     print(artifacts.path(step))
     return 0

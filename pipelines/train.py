@@ -250,7 +250,8 @@ def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -
     """The U-Net with initial weights that are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
+        network = UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
+    return network.to(memory_format=torch.channels_last)  # convolutions are a tenth faster so, on CPUs
 
 
 def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:

@@ -44,12 +44,23 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "train.images=100"], "multiple of train.batch_size=128, such as 128"),
         ([STUDY, "--set", "train.lr=1e-3", "--set", "train.lr=1e-4"], "train.lr is set twice"),
         ([STUDY, "--set", "seed=3"], "--seeds"),
-        ([STUDY, "--set", "diffusion.schedule=linear"], "every row"),
+        ([STUDY, "--set", "diffusion.schedule=linear"], "what the rows of iddpm-objectives differ in"),
+        ([STUDY, "--set", 'diffusion={"num_timesteps": 777}'], "--set diffusion.num_timesteps"),
+        ([STUDY, "--set", "train.timesteps.kind=loss_second_moment"], "(4K cosine vlb)"),
+        ([STUDY, "--set", 'train.timesteps={"kind": [1]}'], "must be one of uniform, loss_second_moment"),
         ([STUDY, "--set", "diffusion.vlb_weight=0"], "diffusion.vlb_weight=0"),
         ([STUDY, "--set", "sample.sampler.respacing=1500"], "num_timesteps=1000"),
         ([STUDY, "--set", "sample.sampler.respacing=often"], "write a count"),
         ([STUDY, "--set", "model.num_classes=10"], "model.num_classes=10"),
         ([STUDY, "--set", "sample.count=100"], "sample.count=100"),
+        ([STUDY, "--set", "sample.count=2", "--set", "metrics.kid_subset_size=2"], "at least 3 images"),
+        ([STUDY, "--set", "features.network=inception"], "features.network='inception'"),
+        ([STUDY, "--checkpoint-seconds", "nan"], "checkpoint_seconds=nan"),
+        ([STUDY, "--gpus-per-worker", "1.5"], "gpus_per_worker=1.5"),
+        ([STUDY, "--store", "file://artifacts"], "file:///FOLDER"),
+        ([STUDY, "--tracking-uri", "./mlruns"], "sqlite:///FILE"),
+        ([STUDY, "--tracking-uri", "htp://127.0.0.1"], "sqlite:///FILE"),
+        (["--preset", "tiny"], "which study? There are: iddpm-objectives"),
         ([STUDY, "--set", "nll.images=100000"], "358 held-out images"),
         ([STUDY, "--set", "metrics.kid_subset_size=400"], "358 held-out images"),
     ],
@@ -84,8 +95,17 @@ def test_data_that_are_not_there_end_with_3(
         assert "dataset-fashion-mnist" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_tracker_that_can_never_work_ends_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused([STUDY, "--store", str(tmp_path), "--tracking-uri", "htp://127.0.0.1"], monkeypatch) == 3
+def test_a_database_whose_driver_is_missing_ends_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "mssql+pymssql://127.0.0.1/x"
+    assert refused([STUDY, "--store", str(tmp_path), "--tracking-uri", uri], monkeypatch) == 3
+
+
+def test_a_dry_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert refused([STUDY, "--store", str(tmp_path / "store"), "--dry-run"], monkeypatch) == 0
+    assert "to run: dataset, reference, train, nll" in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_job_does_not_keep_its_results_in_its_temporary_folder(

@@ -41,7 +41,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def tracker(uri: str, tmp_path: Path) -> MlflowTracker:
-    return MlflowTracker(uri, artifact_root=str(tmp_path / "artifacts") if uri.startswith("sqlite") else None)
+    return MlflowTracker(uri, artifact_root=tmp_path / "artifacts")
 
 
 def send_all(uri: str, tmp_path: Path, *, key: str) -> MlflowTracker:
@@ -136,3 +136,18 @@ def test_the_command_to_look_with_is_a_local_one(tmp_path: Path) -> None:
         "-m", "mlflow", "ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b.db", "--host", "127.0.0.1",
     ]  # fmt: skip
     assert words[0] == sys.executable
+
+
+def test_files_that_cannot_be_sent_are_missed_like_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    MlflowClient(tracking_uri=uri).create_experiment("depths", artifact_location="s3://bucket/x")
+    with pytest.raises(TrackerUnavailable, match="credentials"):
+        send_all(uri, tmp_path, key="s-cloud")

@@ -12,10 +12,11 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
+from ray.train import WorkerGroupError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.backend import SpmdContext
-from orchestrator.ray_backend import TRIAL_DRIVER, RayBackend
+from orchestrator.ray_backend import TRIAL_DRIVER, RayBackend, raised_by_fn
 from orchestrator.step import Resources
 
 pytestmark = pytest.mark.ray
@@ -62,6 +63,13 @@ def refuse(spmd: SpmdContext, payload: dict[str, str]) -> None:
     raise ValueError("the data are wrong")
 
 
+def refuse_on_rank_1(spmd: SpmdContext, payload: dict[str, str]) -> None:
+    dist.all_reduce(torch.ones(1))
+    if spmd.rank == 1:
+        raise ValueError("rank 1 is wrong")
+    dist.all_reduce(torch.ones(1))
+
+
 def square_or_die_once(item: tuple[int, str]) -> int:
     number, marker = item
     if number == 3 and not Path(marker).exists():
@@ -97,6 +105,20 @@ def test_what_the_others_say_of_a_lost_worker_is_not_taken_for_an_error_of_their
 ) -> None:
     payload, resources = {"marker": str(tmp_path / "marker")}, Resources(workers=2)
     assert RayBackend(tmp_path).spmd(lose_a_peer_once, payload, name="peer", resources=resources) == "second life"
+
+
+def test_a_survivor_that_is_heard_before_its_lost_peer_raised_nothing_of_its_own() -> None:
+    gloo = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1")
+    own = RuntimeError("the data are wrong")
+    assert raised_by_fn(WorkerGroupError("failed", {0: gloo})) is None
+    assert raised_by_fn(WorkerGroupError("failed", {0: gloo, 1: own})) is own
+
+
+def test_an_exception_of_one_worker_is_raised_and_not_what_the_others_say_of_its_loss(
+    local_ray: None, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="rank 1 is wrong"):
+        RayBackend(tmp_path).spmd(refuse_on_rank_1, {}, name="one", resources=Resources(workers=2))
 
 
 def test_an_exception_of_an_item_is_raised_as_it_is(local_ray: None, tmp_path: Path) -> None:

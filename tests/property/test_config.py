@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import canonical_json, diff, fingerprint, flatten, from_dict, override, override_text, to_dict
+from orchestrator.config import canonical_json, diff, fingerprint, flatten, from_dict, override, parse_settings, to_dict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,17 @@ class Run:
     sizes: tuple[int, ...] = (1, 2)
     mode: Literal["fast", "exact"] = "fast"
     loud: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walk:
+    kind: Literal["long", "short"] = "long"
+    steps: int = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    walk: Walk
 
 
 finite = st.floats(1e-6, 1e6)
@@ -116,10 +127,26 @@ def test_a_missing_setting_without_a_default_is_named() -> None:
 
 def test_settings_from_a_command_line_are_json_except_where_text_is_wanted() -> None:
     settings = ["train.lr=3e-4", "name=250", "sizes=[4,5]", "train.limit=null", "mode=exact"]
-    changed = override_text(Run(train=Train(limit=3)), settings)
-    assert changed == Run(train=Train(lr=3e-4), name="250", sizes=(4, 5), mode="exact")
+    run = Run(train=Train(limit=3))
+    assert override(run, parse_settings(run, settings)) == Run(
+        train=Train(lr=3e-4), name="250", sizes=(4, 5), mode="exact"
+    )
     with pytest.raises(ValueError, match="write KEY=VALUE"):
-        override_text(Run(train=Train()), ["train.lr"])
+        parse_settings(run, ["train.lr"])
+
+
+def test_an_object_changes_the_settings_it_names_and_no_others() -> None:
+    run = Run(train=Train(lr=0.5, limit=3))
+    changes = parse_settings(run, ['train={"limit": 4}'])
+    assert changes == {"train.limit": 4}
+    assert override(run, changes) == override(run, {"train": {"limit": 4}}) == Run(train=Train(lr=0.5, limit=4))
+    with pytest.raises(ValueError, match=r"train\.limit is set twice"):
+        parse_settings(run, ['train={"limit": 4}', "train.limit=5"])
+
+
+def test_a_kind_that_chooses_no_other_class_resets_nothing() -> None:
+    changed = override(Sampling(walk=Walk(steps=3)), {"walk.kind": "short"})
+    assert changed == Sampling(walk=Walk(kind="short", steps=3))
 
 
 def test_flat_parameters_are_scalars_by_dotted_name() -> None:

@@ -118,7 +118,9 @@ def test_a_seed_that_failed_is_named_and_the_others_still_count() -> None:
     ]
     partly = ComparisonTable(whole.experiment, results)
     assert partly.any_failed
-    assert "| deep | 7.25 | 1.00 ± 0.10 |" in partly.to_markdown()
+    # One seed of two has no interval over seeds, and no other kind of it may stand in its place.
+    assert "| deep (1 of 2 seeds) | 7.25 | 1.00 | 10.0 |" in partly.to_markdown()
+    assert partly.verdicts[0].why == "-1.00 ± 0.28"  # by the standard errors of the seed both have
     assert "deep: seed 1 FAILED (no memory)" in partly.footnotes()
     assert partly.verdicts[0].outcome == "shown"
 

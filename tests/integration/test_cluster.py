@@ -1,0 +1,98 @@
+"""A study as a job on a cluster that is already there: `ray start --head`, `ray job submit`, on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.small_study import ROOT, ROWS, command, free_port, trained, wait_until
+
+pytestmark = pytest.mark.ray
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Head:
+    home: Path
+    temporary: Path
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    home = tmp_path_factory.mktemp("home")
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # short: Ray's sockets have paths of 107 bytes at most
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # as in an activated environment
+        "HOME": str(home),
+        "RAY_TMPDIR": str(temporary),
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    port, dashboard = free_port(), free_port()
+    ports = {
+        "--port": port, "--dashboard-port": dashboard, "--ray-client-server-port": free_port(),
+        "--dashboard-agent-listen-port": free_port(), "--metrics-export-port": free_port(),
+    }  # fmt: skip
+    start = [
+        "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+        *(f"{name}={number}" for name, number in ports.items()),
+    ]  # fmt: skip
+    log = home / "head.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(start, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+    try:
+        wait_until(lambda: "Ray runtime started" in log.read_text(), process, seconds=60)
+        yield Head(home, temporary, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        process.send_signal(signal.SIGTERM)  # --block ends the processes it started
+        process.wait(60)
+        shutil.rmtree(temporary)
+
+
+def test_a_study_runs_as_a_job_with_its_progress_in_the_log_and_its_results_kept(head: Head) -> None:
+    study = command(Path("unused"), images=256)[1:]
+    del study[study.index("--store") : study.index("--store") + 2]
+    study[0] = str(Path(study[0]).relative_to(ROOT))
+    submit = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", "python", *study]
+    job = subprocess.run(submit, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert job.returncode == 0, job.stdout + job.stderr
+    for said in (*ROWS, "cells done", "6 cells run", "succeeded"):
+        assert said in job.stdout
+    assert len(trained(head.home / "papertable-artifacts")) == len(ROWS)
+    (copy,) = head.temporary.glob("ray/session_*/runtime_resources/working_dir_files/_ray_pkg_*/pyproject.toml")
+    assert not {".git", ".venv", "artifacts"} & {path.name for path in copy.parent.iterdir()}
+
+
+def test_a_command_outside_the_cluster_runs_its_workers_there(head: Head) -> None:
+    store = head.home / "from-outside"
+    train = [
+        sys.executable, "pipelines/train.py", "tiny", "--store", str(store), "--address", head.address,
+        "--workers", "2", "--set", "train.images=256",
+    ]  # fmt: skip
+    ended = subprocess.run(train, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert len(trained(store)) == 1
+
+
+def test_a_cluster_that_does_not_answer_ends_with_3(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    ended = subprocess.run(
+        command(tmp_path / "store", "--address", nobody), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert f"no Ray cluster answers at '{nobody}'" in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
