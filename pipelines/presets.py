@@ -24,9 +24,9 @@ def tiny() -> RunConfig:
             attention_resolutions=(4,), num_heads=2,
         ),
         diffusion=DiffusionConfig(),
-        # The papers average over 10,000 steps of hundreds of thousands; a run of a thousand needs a shorter memory.
-        train=TrainConfig(batch_size=128, lr=1e-3, ema_rate=0.99, images=25_600),
-        nll=NllConfig(draws=32),
+        # The papers average over 10,000 steps of hundreds of thousands; a run of a few hundred needs a shorter memory.
+        train=TrainConfig(batch_size=128, lr=2e-3, ema_rate=0.98, images=33_280),
+        nll=NllConfig(draws=20),
         sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="100")),
         features=FeaturesConfig(size=64),
         metrics=MetricsConfig(kid_subset_size=200),

@@ -251,7 +251,8 @@ def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
-    return network.to(memory_format=torch.channels_last)  # convolutions are a tenth faster so, on CPUs
+    # Convolutions are a tenth faster so, on CPUs.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
