@@ -28,7 +28,7 @@ check: $(READY)
 test: check
 	$(BIN)/pytest $(ARGS)
 
-# Kills, outages and damage, over small real runs: minutes, not part of `make test`.
+# Kills, outages and damage, over small real runs, and a study as a job: not part of `make test`, for it takes long.
 chaos: $(READY)
 	$(BIN)/pytest -m chaos tests $(ARGS)
 

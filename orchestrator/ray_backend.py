@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,7 @@ GLOO = "gloo/transport/"
 """What the survivors of a lost worker raise in their collective operations; gloo's errors have no type of their own."""
 PEER_SPEAKS_FIRST_SECONDS = 3.0
 ORPHANS_WITHIN_SECONDS = 15.0
+LISTENING_WITHIN_SECONDS = 10.0
 QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.data", "ray._private.worker")
 
 
@@ -323,6 +325,7 @@ def _start(trial_drivers: int, *, verbose: bool) -> None:
 
 def _connect(address: str, *, verbose: bool) -> None:
     try:
+        _check_listening(address)
         ray.init(
             address=address,
             runtime_env={"env_vars": ENVIRONMENT, "worker_process_setup_hook": know_own_cluster},
@@ -335,3 +338,10 @@ def _connect(address: str, *, verbose: bool) -> None:
             f"with --address or RAY_ADDRESS, or name none: Ray then starts by itself on this machine. A cluster with "
             f"token authentication also needs RAY_AUTH_MODE=token here."
         ) from error
+
+
+def _check_listening(address: str) -> None:
+    """Raises OSError when nobody listens at host:port or ray://host:port; Ray itself would try for a quarter hour."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), LISTENING_WITHIN_SECONDS).close()

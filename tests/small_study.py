@@ -81,8 +81,8 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
         time.sleep(0.05)
 
 
-def descendants(pid: int, *, named: str) -> list[int]:
-    """The processes below one, all the way down, whose command line begins so."""
+def descendants(pid: int, *, named: str = "") -> list[int]:
+    """The processes below one, all the way down; those whose command line begins so."""
     children: dict[int, list[int]] = {}
     commands: dict[int, str] = {}
     for folder in Path("/proc").glob("[0-9]*"):

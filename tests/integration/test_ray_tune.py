@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ from orchestrator.step import Resources
 pytestmark = pytest.mark.ray
 
 
+@dataclass(frozen=True)
+class Config:
+    variant: str
+
+
 def finish_refuse_or_die(trial: Trial) -> None:
     if trial.variant == "refuses":
         raise ValueError("the data are wrong")
@@ -23,7 +29,7 @@ def finish_refuse_or_die(trial: Trial) -> None:
 
 
 def test_a_lost_driver_fails_its_own_trial_alone(local_ray: None, tmp_path: Path) -> None:
-    trials = [Trial(variant, 0, {"variant": variant}) for variant in ("finishes", "refuses", "dies")]
+    trials = [Trial(variant, 0, Config(variant)) for variant in ("finishes", "refuses", "dies")]
     launcher = TuneLauncher(tmp_path, resources=Resources())
     reasons = launcher.launch(trials, finish_refuse_or_die, name="drivers")
     _, refuses, dies = trials
