@@ -33,7 +33,7 @@ chaos: $(READY)
 	$(BIN)/pytest -m chaos tests $(ARGS)
 
 bench: $(READY)
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 docs: $(READY)
 	$(BIN)/pdoc --output-directory build/docs orchestrator diffusion pipelines

@@ -35,6 +35,7 @@ class NoiseSchedule:
     posterior_mean_coef1: Float[Tensor, "T"]
     posterior_mean_coef2: Float[Tensor, "T"]
     log_betas: Float[Tensor, "T"]
+    fixed_large_variance: Float[Tensor, "T"]
     fixed_large_log_variance: Float[Tensor, "T"]
     timestep_map: Int64[Tensor, "T"]
     """Index of each step in the chain the model was trained on."""
@@ -51,13 +52,17 @@ class NoiseSchedule:
         betas = betas.to(torch.float64)
         if betas.ndim != 1 or len(betas) < 2:
             raise ValueError(f"a schedule needs at least 2 steps; betas have shape {tuple(betas.shape)}")
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            worst = betas[(betas <= 0) | (betas >= 1)][0].item()
-            raise ValueError(f"beta={worst}: every beta must lie strictly between 0 and 1")
+        inside = (betas > 0) & (betas < 1)
+        if not bool(inside.all()):
+            raise ValueError(f"beta={betas[~inside][0].item()}: every beta must lie strictly between 0 and 1")
+        if timestep_map is not None and timestep_map.shape != betas.shape:
+            raise ValueError(f"timestep_map names {tuple(timestep_map.shape)} steps, not the {len(betas)} of the betas")
         one = torch.ones(1, dtype=torch.float64, device=betas.device)
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         previous = torch.cat([one, alphas_cumprod[:-1]])
         posterior_variance = betas * (1 - previous) / (1 - alphas_cumprod)
+        # beta_0 would give the decoder at t = 0 a needlessly wide Gaussian.
+        fixed_large_variance = torch.cat([posterior_variance[1:2], betas[1:]])
         return cls(
             betas=betas,
             alphas_cumprod=alphas_cumprod,
@@ -74,10 +79,10 @@ class NoiseSchedule:
             posterior_mean_coef1=betas * previous.sqrt() / (1 - alphas_cumprod),
             posterior_mean_coef2=(1 - previous) * (1 - betas).sqrt() / (1 - alphas_cumprod),
             log_betas=torch.log(betas),
-            # beta_0 would give the decoder at t = 0 a needlessly wide Gaussian.
-            fixed_large_log_variance=torch.log(torch.cat([posterior_variance[1:2], betas[1:]])),
+            fixed_large_variance=fixed_large_variance,
+            fixed_large_log_variance=torch.log(fixed_large_variance),
             timestep_map=torch.arange(len(betas), device=betas.device) if timestep_map is None else timestep_map,
-            original_num_timesteps=original_num_timesteps or len(betas),
+            original_num_timesteps=len(betas) if original_num_timesteps is None else original_num_timesteps,
             rescale_timesteps=rescale_timesteps,
         )
 
@@ -94,8 +99,13 @@ class NoiseSchedule:
         return original.to(torch.float32) * (1000.0 / self.original_num_timesteps)
 
     def gather(self, table: Float[Tensor, "T"], t: Steps, like: Tensor) -> Tensor:
-        """table[t], in the dtype of `like`, shaped to be multiplied with it."""
-        return table[t].to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+        """table[t], shaped to be multiplied with `like`: in its dtype, but never less than float32.
+
+        float32 is how the published code looks its tables up. In 16 bits 1/sqrt(alphas_cumprod), up to 2e4, would make
+        sums of large terms that cancel.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return table[t].to(dtype).reshape(-1, *[1] * (like.ndim - 1))
 
     def to(self, device: str | torch.device) -> NoiseSchedule:
         """The same schedule with its tables on a device, so that lookups need no transfer."""
@@ -151,6 +161,8 @@ def kept_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> l
         if not section_counts:
             return list(range(num_timesteps))
         section_counts = [_whole(part, section_counts) for part in section_counts.split(",")]
+    if not section_counts:
+        raise ValueError("respacing []: name at least one section, or '' for all steps")
     size, longer = divmod(num_timesteps, len(section_counts))
     kept: list[int] = []
     start = 0

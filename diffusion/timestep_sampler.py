@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diffusion.types import PerExample, Steps
@@ -27,16 +28,18 @@ class LossSecondMomentConfig:
     history_per_term: int = 10
     uniform_prob: float = 1e-3
     """Share of the probability that stays uniform."""
-    pool: int = 1
-    """Neighbouring t that share one history: 1 in the paper. At T = 4000 and 10 losses each that fills after 103,000
-    examples on average (94,000 to 116,000 in nine trainings of ten), in pools of 10 after 9,000, of 100 after 700. Any
-    p(t) leaves the loss unbiased."""
+    pools: int | None = None
+    """None: a history for each t, as in the paper; uniform until all are full, which at T = 4000 takes 103,000 examples
+    on average (94,000 to 116,000 in nine trainings of ten). Otherwise about so many histories, each of neighbouring t:
+    of one t near 0, where terms differ most, and of ever more. Until all are full each pool is as likely, and weights
+    make up for it: 60 pools fill within some thousand examples. Any p(t) leaves the loss unbiased; what the pools save
+    is in docs/results/timestep_sampling.md."""
 
     def __post_init__(self) -> None:
-        if self.history_per_term < 1 or self.pool < 1:
+        if self.history_per_term < 1 or (self.pools is not None and self.pools < 1):
             raise ValueError(
-                f"train.timesteps.history_per_term={self.history_per_term}, train.timesteps.pool={self.pool}: "
-                f"both must be at least 1"
+                f"train.timesteps.history_per_term={self.history_per_term}, train.timesteps.pools={self.pools}: "
+                f"both must be at least 1, or the pools null: a history for each t"
             )
         if not 0 < self.uniform_prob <= 1:
             raise ValueError(
@@ -100,11 +103,10 @@ class LossSecondMomentSampler:
     def __init__(self, config: LossSecondMomentConfig, num_timesteps: int) -> None:
         self._config = config
         self._num_timesteps = num_timesteps
-        pools = -(-num_timesteps // config.pool)
-        self._history = torch.zeros(pools, config.history_per_term, dtype=torch.float64)
-        self._seen = torch.zeros(pools, dtype=torch.int64)
-        self._members = torch.full((pools,), config.pool, dtype=torch.float64)
-        self._members[-1] = num_timesteps - config.pool * (pools - 1)
+        self._pool_of = _pools(num_timesteps, config.pools)
+        self._members = torch.bincount(self._pool_of).double()
+        self._history = torch.zeros(len(self._members), config.history_per_term, dtype=torch.float64)
+        self._seen = torch.zeros(len(self._members), dtype=torch.int64)
 
     @property
     def is_warm(self) -> bool:
@@ -113,8 +115,7 @@ class LossSecondMomentSampler:
 
     def probabilities(self) -> Float[Tensor, "T"]:
         """p(t), summing to 1 (float64)."""
-        per_t = (self._pool_probabilities() / self._members).repeat_interleave(self._config.pool)
-        return per_t[: self._num_timesteps]
+        return (self._pool_probabilities() / self._members)[self._pool_of]
 
     def sample(self, uniforms: Float[Tensor, "b"]) -> tuple[Steps, PerExample]:
         """By inverting the cumulative distribution at each uniform; see TimestepSampler."""
@@ -128,7 +129,7 @@ class LossSecondMomentSampler:
     def update(self, t: Steps, losses: PerExample) -> None:
         """The newest history_per_term losses of each pool replace the oldest, in the batch's order."""
         size = self._config.history_per_term
-        pools, order = torch.sort(t.cpu() // self._config.pool, stable=True)
+        pools, order = torch.sort(self._pool_of[t.cpu()], stable=True)
         counts = torch.bincount(pools, minlength=len(self._seen))
         rank = torch.arange(len(pools)) - (counts.cumsum(0) - counts)[pools]  # of a loss among its pool's in the batch
         slots = (self._seen[pools] + rank) % size
@@ -151,7 +152,7 @@ class LossSecondMomentSampler:
     def _pool_probabilities(self) -> Float[Tensor, "pools"]:
         uniform = self._members / self._num_timesteps
         if not self.is_warm:
-            return uniform
+            return uniform if self._config.pools is None else torch.full_like(uniform, 1 / len(uniform))
         weights = (self._history**2).mean(dim=1).sqrt() * self._members
         learned = weights / weights.sum() if weights.sum() > 0 else uniform
         return (1 - self._config.uniform_prob) * learned + self._config.uniform_prob * uniform
@@ -162,3 +163,11 @@ def build_timestep_sampler(config: TimestepConfig, num_timesteps: int) -> Timest
     if isinstance(config, UniformConfig):
         return UniformSampler(num_timesteps)
     return LossSecondMomentSampler(config, num_timesteps)
+
+
+def _pools(num_timesteps: int, pools: int | None) -> Int64[Tensor, "T"]:
+    """The pool of each t: pools of one t as long as logarithmic steps are shorter than 1, then of equal ratio."""
+    if pools is None:
+        return torch.arange(num_timesteps)
+    starts = torch.logspace(0, math.log10(num_timesteps + 1), pools + 1, dtype=torch.float64)[:-1].round().long() - 1
+    return torch.searchsorted(starts.unique(), torch.arange(num_timesteps), right=True) - 1

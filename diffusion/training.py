@@ -13,9 +13,9 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from diffusion.ema import Ema
+from diffusion.ema import Ema, EmaConfig
 from diffusion.gaussian import DiffusionConfig
-from diffusion.losses import LossTerms, diffusion_losses
+from diffusion.losses import LossTerms, diffusion_losses, quartile_sums
 from diffusion.randomness import TIMESTEP, TRAIN_NOISE, normal, uniform
 from diffusion.schedule import NoiseSchedule
 from diffusion.timestep_sampler import TimestepConfig, TimestepSampler, UniformConfig, build_timestep_sampler
@@ -38,8 +38,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    ema_rate: float = 0.9999
-    """Weight of the past in the average of the weights, which starts as a copy and has no warm-up, as published."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """The averages of the weights."""
     timesteps: TimestepConfig = field(default_factory=UniformConfig)
     """How t is drawn."""
 
@@ -52,9 +52,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be more than 0 and finite")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"train.weight_decay={self.weight_decay}: must be 0 or more and finite")
-        for name, rate in (("ema_rate", self.ema_rate), ("betas", self.betas[0]), ("betas", self.betas[1])):
-            if not 0 <= rate < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 0 and less than 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas={self.betas}: both must be at least 0 and less than 1")
         if self.images % self.batch_size:
             raise ValueError(
                 f"train.images={self.images}: must be a multiple of train.batch_size={self.batch_size}, such as "
@@ -75,10 +74,12 @@ class StepMetrics:
     vlb: Float[Tensor, ""] | None
     """T times the mean term of the bound: an estimate of L_vlb in bits/dim, less its prior."""
     grad_norm: Float[Tensor, ""]
+    quartiles: Float[Tensor, "2 4"]
+    """Of t: the weighted losses in each quarter of 0..T-1, summed, and their weights, summed."""
 
-    def as_dict(self) -> dict[str, Tensor]:
+    def means(self) -> dict[str, Tensor]:
         """Those that were measured, by name."""
-        measured = {field.name: getattr(self, field.name) for field in fields(self)}
+        measured = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "quartiles"}
         return {name: value for name, value in measured.items() if value is not None}
 
 
@@ -145,10 +146,10 @@ class TrainState:
         self.timestep_sampler.load(sampler)
         self.images_seen, self.step, self.sampler_warm_at = meta["images_seen"], meta["step"], meta["sampler_warm_at"]
 
-    def ema_weights(self) -> dict[str, Tensor]:
-        """The model's state_dict with the averaged parameters. Raises TrainingDiverged if they are lost."""
+    def ema_weights(self, rate: float | None = None) -> dict[str, Tensor]:
+        """The model's state_dict with averaged parameters: at a rate, or the first. Raises TrainingDiverged if lost."""
         self.divergence.check()
-        return {**self.model.state_dict(), **self.ema.state()}
+        return {**self.model.state_dict(), **self.ema.weights(rate)}
 
 
 class DivergenceWatch:
@@ -191,7 +192,7 @@ def build_train_state(config: TrainConfig, diffusion: DiffusionConfig, model: nn
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     sampler = build_timestep_sampler(config.timesteps, diffusion.num_timesteps)
-    return TrainState(model, optimizer, Ema(model, config.ema_rate), sampler)
+    return TrainState(model, optimizer, Ema(config.ema, model), sampler)
 
 
 def train_step(
@@ -215,35 +216,37 @@ def train_step(
     eps = normal(seed=seed, stream=TRAIN_NOISE, step=step, index=index, shape=tuple(x_start.shape[1:]))
     with _dropout_noise(state.model, seed=seed, step=step):
         terms = diffusion_losses(diffusion, schedule, module, x_start=x_start, t=t, eps=eps)
-    grad_norm = _update(state, (terms.objective * weights).mean())
+    grad_norm = _update(state, (terms.objective * weights).mean(), step=step)
     objective = terms.objective.detach()
     state.images_seen += len(x_start) * _world_size()
     state.step = step + 1
     _learn_timesteps(state, t, objective)
-    measured = _measure(terms, weights, grad_norm, schedule.num_timesteps)
+    measured = _measure(terms, t, weights, grad_norm, schedule.num_timesteps)
     state.divergence.add(step, measured, t, objective)
     return measured
 
 
-def _update(state: TrainState, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def _update(state: TrainState, loss: Float[Tensor, ""], *, step: int) -> Float[Tensor, ""]:
     """Gradient, AdamW, average of the weights; returns the norm of the gradient (DDP has averaged it by then)."""
     state.optimizer.zero_grad()
     loss.backward()
     gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
     grad_norm = nn.utils.get_total_norm(gradients)
     state.optimizer.step()
-    state.ema.update(state.model)
+    state.ema.update(state.model, step=step)
     return grad_norm
 
 
 @torch.no_grad()
-def _measure(terms: LossTerms, weights: Tensor, grad_norm: Tensor, num_timesteps: int) -> StepMetrics:
+def _measure(terms: LossTerms, t: Steps, weights: Tensor, grad_norm: Tensor, num_timesteps: int) -> StepMetrics:
     rows = [terms.objective, terms.simple] + ([] if terms.vlb is None else [terms.vlb * num_timesteps])
     means = (torch.stack(rows) * weights).mean(dim=1)
+    quartiles = quartile_sums(t, terms.objective, weights, num_timesteps=num_timesteps)
     if _world_size() > 1:
-        dist.all_reduce(means)
-        means /= _world_size()
-    return StepMetrics(means[0], means[1], None if terms.vlb is None else means[2], grad_norm)
+        everything = torch.cat([means / _world_size(), quartiles.flatten()])
+        dist.all_reduce(everything)
+        means, quartiles = everything[: len(rows)], everything[len(rows) :].reshape(2, 4)
+    return StepMetrics(means[0], means[1], None if terms.vlb is None else means[2], grad_norm, quartiles)
 
 
 def _learn_timesteps(state: TrainState, t: Steps, losses: PerExample) -> None:
@@ -255,6 +258,7 @@ def _learn_timesteps(state: TrainState, t: Steps, losses: PerExample) -> None:
         everybody = [torch.empty_like(pairs) for _ in range(_world_size())]
         dist.all_gather(everybody, pairs)
         pairs = torch.cat(everybody, dim=1)
+    pairs = pairs.cpu()  # in one go
     state.timestep_sampler.update(pairs[0].long(), pairs[1])
     if state.sampler_warm_at is None and state.timestep_sampler.is_warm:
         state.sampler_warm_at = state.images_seen

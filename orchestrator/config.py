@@ -36,6 +36,8 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     data = to_dict(config)
     # kind first: the other keys belong to the member it chooses, whatever order they were given in.
     for path, value in sorted(_leaves(changes, ""), key=lambda change: (not change[0].endswith(".kind"), change[0])):
+        if value == {}:
+            raise ValueError(f"{path}={{}}: an empty object sets nothing; leave it out")
         _set(type(config), data, path, value)
     return from_dict(type(config), data)
 
@@ -192,7 +194,7 @@ def _members_below(members: list[type], here: Any, path: str, key: str) -> list[
 def _leaves(data: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in data.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             found += _leaves(value, _join(path, key))
         else:
             found.append((_join(path, key), value))

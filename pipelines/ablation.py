@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pipelines.presets import PRESETS
 SOME_CELLS_FAILED = 4
 IMAGES_TO_FILL = 103_000
 """Uniform draws of t until each of 4000 had ten: the median of simulated runs."""
+FEW_POOLS = 60
 LEARNED = {"diffusion.variance": "learned_range"}
 SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
 HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
@@ -65,7 +65,7 @@ def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
             "4K cosine hybrid": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", **HYBRID},
             "4K cosine vlb": {
                 "diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", "diffusion.loss": "vlb", **LEARNED,
-                "train.timesteps.kind": "loss_second_moment", "train.timesteps.pool": _pool(base),
+                "train.timesteps.kind": "loss_second_moment", "train.timesteps.pools": _pools(base),
             },
         },
         columns=(
@@ -113,12 +113,9 @@ def _objective_claims() -> tuple[Claim, ...]:
     )
 
 
-def _pool(base: RunConfig) -> int:
-    """Neighbouring t that share one loss history: 1 as in the paper, or as end the warm-up in a tenth of the run.
-
-    Every t needs ten losses before it counts.
-    """
-    return max(1, math.ceil(IMAGES_TO_FILL / (base.train.images / 10)))
+def _pools(base: RunConfig) -> int | None:
+    """A loss history for each t, as in the paper, unless filling them would take more than a tenth of the run."""
+    return None if base.train.images >= 10 * IMAGES_TO_FILL else FEW_POOLS
 
 
 STUDIES: dict[str, Study] = {

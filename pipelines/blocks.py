@@ -14,17 +14,23 @@ Block = tuple[int, int]
 """Indices first..stop-1 of images."""
 
 
-def map_blocks(ctx: StepContext, work: Callable[[Block], NDArray], count: int, *, block_size: int) -> NDArray:
-    """work(block) for all blocks of 0..count-1, on the step's workers; the results, concatenated in order."""
+def map_blocks(
+    ctx: StepContext, work: Callable[[Block], NDArray], count: int, *, block_size: int, pass_number: int = 1,
+    passes: int = 1,
+) -> NDArray:  # fmt: skip
+    """work(block) for all blocks of 0..count-1, on the step's workers; the results, concatenated in order.
+
+    Progress counts this as one of so many passes over all of them.
+    """
     blocks = [(first, min(first + block_size, count)) for first in range(0, count, block_size)]
-    done = 0
+    done = count * (pass_number - 1)
 
     def show(index: int, _: object) -> None:
         nonlocal done
         done += blocks[index][1] - blocks[index][0]
-        ctx.progress(done=done, total=count, unit="img")
+        ctx.progress(done=done, total=count * passes, unit="img")
 
-    ctx.progress(done=0, total=count, unit="img")
+    ctx.progress(done=done, total=count * passes, unit="img")
     return np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from diffusion.ema import EmaConfig
 from diffusion.gaussian import DiffusionConfig
 from diffusion.sampling import SamplerConfig
 from diffusion.training import TrainConfig
@@ -11,7 +12,7 @@ from diffusion.unet import UNetConfig
 from pipelines.configs import RunConfig
 from pipelines.data import DataConfig
 from pipelines.evaluate import FeaturesConfig, MetricsConfig
-from pipelines.nll import NllConfig
+from pipelines.nll import DrawnTerms, NllConfig
 from pipelines.sample import SampleConfig
 
 
@@ -25,8 +26,8 @@ def tiny() -> RunConfig:
         ),
         diffusion=DiffusionConfig(),
         # The papers average over 10,000 steps of hundreds of thousands; a run of a few hundred needs a shorter memory.
-        train=TrainConfig(batch_size=128, lr=2e-3, ema_rate=0.98, images=33_280),
-        nll=NllConfig(draws=20),
+        train=TrainConfig(batch_size=128, lr=2e-3, ema=EmaConfig(rates=(0.98,)), images=28_160),
+        nll=NllConfig(terms=DrawnTerms(draws=10)),
         sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="100")),
         features=FeaturesConfig(size=64),
         metrics=MetricsConfig(kid_subset_size=200),
@@ -42,8 +43,8 @@ def reduced() -> RunConfig:
             attention_resolutions=(16, 8), num_heads=4, dropout=0.3,
         ),
         diffusion=DiffusionConfig(),
-        train=TrainConfig(batch_size=128, lr=1e-4, ema_rate=0.9999, images=128 * 100_000),
-        nll=NllConfig(draws=64),
+        train=TrainConfig(batch_size=128, lr=1e-4, images=128 * 100_000),
+        nll=NllConfig(),
         sample=SampleConfig(count=10_000, sampler=SamplerConfig(kind="ancestral", respacing="250")),
         features=FeaturesConfig(size=224),
         metrics=MetricsConfig(kid_subset_size=1000),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusion.ema import rate_name
 from diffusion.sampling import SamplerConfig, sample, to_uint8
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
@@ -64,7 +65,7 @@ def protocol(config: SampleConfig, trained: TrainStepConfig) -> dict[str, str | 
         "samples": config.count,
         "sampler": f"{sampler.kind}, {steps}" + (f", eta {sampler.eta:g}" if sampler.kind == "ddim" else ""),
         "x_start": "clipped" if sampler.clip_denoised else "not clipped",
-        "weights": f"EMA {trained.train.ema_rate:g}",
+        "weights": f"EMA {rate_name(trained.train.ema.rates[0])}",
         "seed": config.seed,
     }
 

@@ -17,6 +17,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.randomness import DATA_ORDER, permutation
 from diffusion.schedule import NoiseSchedule
@@ -28,6 +29,7 @@ from orchestrator.config import canonical_json, from_dict, to_dict
 from orchestrator.journal import Journal
 from orchestrator.step import JOURNAL_FILE, Step, StepContext, write_progress
 from pipelines.data import read_split
+from pipelines.metrics_window import MetricsWindow
 
 VERSION = 1
 LOG_EVERY_STEPS = 10
@@ -63,7 +65,10 @@ def train_step_of(
 
 
 def train(config: TrainStepConfig, ctx: StepContext) -> None:
-    """Train on the workers the resources name; leaves model.safetensors (averaged weights, config in its header)."""
+    """Train on the workers the resources name; leaves model.safetensors: averaged weights, config in its header.
+
+    Averages at further rates stand beside it, as ema_{rate}.safetensors.
+    """
     payload = {
         "config": to_dict(config),
         "dataset": str(ctx.inputs["dataset"]),
@@ -129,7 +134,7 @@ class TrainingRun:
             )  # fmt: skip
             if self.spmd.rank > 0:
                 continue
-            window.add(measured.as_dict())
+            window.add(measured)
             now = time.monotonic()
             if (step + 1) % LOG_EVERY_STEPS == 0 or self._ended():
                 self._log(window.close(self.state.images_seen))
@@ -150,11 +155,15 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Write the averaged weights, and return what the table should know of this training."""
         self.save()
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.ema_weights().items()}
-        save_file(weights, self.output / MODEL_FILE, metadata={"config": canonical_json(to_dict(self.config))})
+        for number, rate in enumerate(self.config.train.ema.rates):
+            self._write_weights(MODEL_FILE if number == 0 else f"ema_{rate_name(rate)}.safetensors", rate)
         metrics = {"images_seen": float(self.state.images_seen), "parameters": float(_count(self.state.model))}
         length = f"trained on {self.state.images_seen:,} images, a batch of {self.config.train.batch_size} at a time"
         return {"metrics": metrics, "notes": [length, *self._notes(), *self.damage]}
+
+    def _write_weights(self, file: str, rate: float) -> None:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.ema_weights(rate).items()}
+        save_file(weights, self.output / file, metadata={"config": canonical_json(to_dict(self.config))})
 
     def _batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(step, index of each example within the global batch, x_start) for this rank, until training ends."""
@@ -187,44 +196,13 @@ class TrainingRun:
             return []
         warm_at = self.state.sampler_warm_at
         name = (
-            "the paper's history of each t"
-            if sampler.pool == 1
-            else f"histories pooled over {sampler.pool} neighbouring t"
+            "the paper's history of each t" if sampler.pools is None else f"{sampler.pools} histories of neighbouring t"
         )
         if warm_at is None:
             return [
                 f"importance sampling of t ({name}) never left its uniform warm-up in {self.state.images_seen} images"
             ]
         return [f"importance sampling of t ({name}) began after {warm_at} of {self.state.images_seen} images"]
-
-
-class MetricsWindow:
-    """Means of what the steps measured since the last line of the journal; tensors are read only when it closes."""
-
-    def __init__(self, images_seen: int) -> None:
-        self.last: dict[str, float] = {}
-        """What a person wants to see of the window that was closed last; nothing before that."""
-        self._images_seen = images_seen
-        self._began = time.monotonic()
-        self._rows: list[dict[str, Tensor]] = []
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether all that was measured is in the journal."""
-        return not self._rows
-
-    def add(self, measured: dict[str, Tensor]) -> None:
-        """Keep one step's numbers."""
-        self._rows.append(measured)
-
-    def close(self, images_seen: int) -> dict[str, float]:
-        """The means, with the speed; begins the next window."""
-        means = {key: float(torch.stack([row[key] for row in self._rows]).mean()) for key in self._rows[0]}
-        now = time.monotonic()
-        images_per_second = (images_seen - self._images_seen) / max(now - self._began, 1e-9)
-        self.last = {"loss": round(means["loss"], 4), "img/s": round(images_per_second, 1)}
-        self._images_seen, self._began, self._rows = images_seen, now, []
-        return {**means, "images_per_second": images_per_second}
 
 
 class EpochOrder:

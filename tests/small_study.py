@@ -24,7 +24,13 @@ ROWS = [
     "4K cosine hybrid",
     "4K cosine vlb",
 ]
-SMALL = ["nll.draws=4", "nll.images=16", "sample.count=64", "sample.sampler.respacing=10", "metrics.kid_subset_size=32"]
+SMALL = [
+    "nll.terms.draws=4",
+    "nll.images=16",
+    "sample.count=64",
+    "sample.sampler.respacing=10",
+    "metrics.kid_subset_size=32",
+]
 
 
 def command(store: Path, *arguments: str, images: int = 2560) -> list[str]:

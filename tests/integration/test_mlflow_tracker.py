@@ -124,10 +124,15 @@ def test_addresses_are_shown_without_credentials() -> None:
     assert without_credentials("postgresql://host/db?password=p") == "postgresql://host/db?***"
 
 
-@pytest.mark.parametrize("uri", ["htp://127.0.0.1:5000", "postgresql://127.0.0.1/db"])
-def test_an_address_that_can_never_work_is_refused_by_name(uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uri", ["htp://127.0.0.1:5000", "./mlruns", "file:///tmp/mlruns"])
+def test_an_address_of_no_server_and_no_database_is_refused(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"name a server .* or a database"):
+        tracker(uri, tmp_path)
+
+
+def test_a_database_without_its_driver_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(PreflightError, match=r"tracking URI .*Name a server"):
-        MlflowTracker(uri, artifact_root=None).open_study(STUDY)
+        tracker("postgresql://127.0.0.1/db", tmp_path).open_study(STUDY)
 
 
 def test_the_command_to_look_with_is_a_local_one(tmp_path: Path) -> None:

@@ -144,6 +144,13 @@ def test_an_object_changes_the_settings_it_names_and_no_others() -> None:
         parse_settings(run, ['train={"limit": 4}', "train.limit=5"])
 
 
+@pytest.mark.parametrize("text", ["train={}", "train.sampler={}", "nosuch={}"])
+def test_an_empty_object_is_not_ignored(text: str) -> None:
+    run = Run(train=Train())
+    with pytest.raises(ValueError, match="an empty object sets nothing"):
+        override(run, parse_settings(run, [text]))
+
+
 def test_a_kind_that_chooses_no_other_class_resets_nothing() -> None:
     changed = override(Sampling(walk=Walk(steps=3)), {"walk.kind": "short"})
     assert changed == Sampling(walk=Walk(kind="short", steps=3))

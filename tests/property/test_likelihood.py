@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from diffusion.likelihood import approximate_cdf, discretized_gaussian_log_likelihood, gaussian_kl, nats_to_bpd
+from diffusion.likelihood import (
+    Cdf,
+    approximate_cdf,
+    discretized_gaussian_log_likelihood,
+    gaussian_kl,
+    nats_to_bpd,
+)
 
 means = st.floats(-2, 2)
 log_variances = st.floats(-6, 2)
@@ -29,18 +35,28 @@ def test_kl_is_the_integral_it_stands_for(m1: float, v1: float, m2: float, v2: f
     assert ours == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
+@given(m1=means, v1=log_variances, m2=means, v2=log_variances)
+def test_kl_is_never_negative(m1: float, v1: float, m2: float, v2: float) -> None:
+    kl = gaussian_kl(*(torch.tensor(value, dtype=torch.float64) for value in (m1, v1, m2, v2))).item()
+    assert kl >= -1e-15 * (1 + abs(v1) + abs(v2))  # rounding, where the two are nearly one
+
+
 @given(m=means, v=log_variances)
 def test_kl_of_a_gaussian_with_itself_is_zero(m: float, v: float) -> None:
-    mean, log_variance = torch.tensor(m), torch.tensor(v)
-    assert gaussian_kl(mean, log_variance, mean, log_variance) == 0
+    # The published order of summing leaves the rounding of 1 + |log variance|.
+    for dtype, rounding in ((torch.float32, 6e-8), (torch.float64, 1.2e-16)):
+        mean, log_variance = torch.tensor(m, dtype=dtype), torch.tensor(v, dtype=dtype)
+        assert abs(gaussian_kl(mean, log_variance, mean, log_variance).item()) <= rounding * (1 + abs(v))
 
 
+@pytest.mark.parametrize("cdf", ["approximate", "exact"])
 @given(mean=st.floats(-1.5, 1.5), log_variance=st.floats(-9, 3))
-def test_the_probabilities_of_the_256_pixel_values_sum_to_one(mean: float, log_variance: float) -> None:
+def test_the_probabilities_of_the_256_pixel_values_sum_to_one(cdf: Cdf, mean: float, log_variance: float) -> None:
     logs = discretized_gaussian_log_likelihood(
         PIXELS,
         mean=torch.tensor(mean, dtype=torch.float64),
         log_variance=torch.tensor(log_variance, dtype=torch.float64),
+        cdf=cdf,
     )
     # The bins share their edges, so the sum telescopes; each is kept above 1e-12.
     assert logs.exp().sum().item() == pytest.approx(1.0, abs=256e-12 + 1e-10)
@@ -58,6 +74,22 @@ def test_the_decoder_is_the_normal_distribution_over_bins(mean: float, log_varia
     ).exp()
     # The approximate CDF is off by less than 2e-4 at each of two edges; HALF_BIN and the exact edges agree.
     np.testing.assert_allclose(ours.numpy(), exact, atol=4.1e-4)
+
+
+@given(mean=st.floats(-1, 1), log_variance=st.floats(-8, 1))
+def test_the_exact_decoder_is_the_normal_distribution_over_bins_to_rounding(mean: float, log_variance: float) -> None:
+    scale = math.exp(log_variance / 2)
+    edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
+    exact = np.diff(stats.norm.cdf(edges, loc=mean, scale=scale))
+    ours = discretized_gaussian_log_likelihood(
+        PIXELS,
+        mean=torch.tensor(mean, dtype=torch.float64),
+        log_variance=torch.tensor(log_variance, dtype=torch.float64),
+        cdf="exact",
+    ).exp()
+    upper = -np.diff(stats.norm.sf(edges, loc=mean, scale=scale))  # where scipy's cdf has lost its digits
+    exact = np.where(edges[:-1] > mean, upper, exact)
+    np.testing.assert_allclose(ours.numpy(), np.maximum(exact, 1e-12), rtol=1e-8, atol=0)
 
 
 def test_the_approximate_cdf_is_within_its_known_error() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.gaussian import DiffusionConfig, build_schedule
-from diffusion.losses import LossTerms, diffusion_losses
+from diffusion.losses import LossTerms, diffusion_losses, quartile_sums
 
 STEPS = 400
 timesteps = st.lists(st.integers(0, STEPS - 1), min_size=3, max_size=3)
@@ -43,6 +45,27 @@ def test_hybrid_is_simple_plus_a_thousandth_of_the_bound_in_bits(t: list[int]) -
     terms = losses(HYBRID, t, Fixed(4))
     assert terms.vlb is not None
     torch.testing.assert_close(terms.objective, terms.simple + 0.001 * STEPS * terms.vlb, rtol=1e-12, atol=0)
+
+
+@given(t=timesteps)
+def test_the_other_published_weight_leaves_the_term_as_it_is_and_at_a_thousand_steps_they_are_one(t: list[int]) -> None:
+    terms = losses(replace(HYBRID, vlb_weight="1/T"), t, Fixed(4))
+    assert terms.vlb is not None
+    torch.testing.assert_close(terms.objective, terms.simple + terms.vlb, rtol=1e-12, atol=0)
+    thousand = replace(HYBRID, num_timesteps=1000)
+    torch.testing.assert_close(
+        losses(replace(thousand, vlb_weight="1/T"), t, Fixed(4)).objective, losses(thousand, t, Fixed(4)).objective
+    )
+
+
+@given(t=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=20), seed=st.integers(0, 1000))
+def test_quartiles_hold_every_loss_once_in_its_quarter_of_t(t: list[int], seed: int) -> None:
+    values, weights = torch.rand(2, len(t), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sums, counts = quartile_sums(torch.tensor(t), values, weights, num_timesteps=STEPS)
+    for quarter in range(4):
+        inside = [i for i, step in enumerate(t) if quarter / 4 <= step / STEPS < (quarter + 1) / 4]
+        assert sums[quarter].item() == pytest.approx(sum(float(weights[i] * values[i]) for i in inside))
+        assert counts[quarter].item() == pytest.approx(sum(float(weights[i]) for i in inside))
 
 
 @given(t=timesteps)

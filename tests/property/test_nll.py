@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.gaussian import DiffusionConfig, build_schedule
-from diffusion.nll import PILOT_UNIFORM, nll_estimate, nll_full, pilot, prior_bpd, vlb_at
-from diffusion.schedule import NoiseSchedule
-from pipelines.nll import summary
+from diffusion.gaussian import DiffusionConfig, build_schedule, predict_xstart_from_eps, q_sample
+from diffusion.nll import (
+    FEWEST_IMAGES,
+    PILOT_UNIFORM,
+    NllEstimate,
+    nll_estimate,
+    nll_full,
+    nll_within,
+    pilot,
+    prior_bpd,
+    summarize,
+    term_at,
+)
+from diffusion.schedule import NoiseSchedule, respace
 
 STEPS = 60
 SCALE = 0.3  # standard deviation of the toy data
@@ -32,17 +42,84 @@ def data(count: int, *, seed: int = 0) -> torch.Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def test_every_divergence_is_the_closed_form_of_the_gaussian_toy() -> None:
+def test_the_bound_is_the_closed_form_of_the_gaussian_toy() -> None:
+    # A divergence is quadratic in x_0 and eps, so the four corners of one deviation each have its mean over both.
+    x_start = SCALE * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    eps = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    betas, bar, expected = SCHEDULE.betas.tolist(), 1.0, 0.0
+    for t in range(STEPS):
+        before, bar = bar, bar * (1 - betas[t])
+        if t == 0:
+            continue  # the decoder's, which has tests of its own
+        # KL = (difference of means)^2 / (2 posterior variance), of means that differ by coef1 (x_0 - E[x_0 | x_t]),
+        # whose square has var[x_0 | x_t] as its mean.
+        left = 1 / (1 / SCALE**2 + bar / (1 - bar))
+        posterior_variance = 1 / (1 / (1 - before) + (1 - betas[t]) / betas[t])
+        coef1 = posterior_variance * math.sqrt(before) / (1 - before)
+        kl = coef1**2 * left / (2 * posterior_variance) / math.log(2)
+        term = term_at(
+            CONFIG, SCHEDULE, optimal, x_start=x_start, t=torch.full((4,), t), eps=eps, clip_denoised=False
+        )  # fmt: skip
+        assert term.vlb_bpd.mean().item() == pytest.approx(kl, rel=1e-8)
+        assert term.xstart_mse.mean().item() == pytest.approx(left, rel=1e-8)
+        expected += kl
+    expected += 0.5 * (bar * SCALE**2 - bar - math.log(1 - bar)) / math.log(2)
+    # The terms of a draw of its own, L_0 apart, and the prior: at the corners their mean is the whole.
+    total = sum(
+        term_at(
+            CONFIG, SCHEDULE, optimal, x_start=x_start, t=torch.full((4,), t), eps=eps, clip_denoised=False
+        ).vlb_bpd.mean().item()
+        for t in range(1, STEPS)
+    )  # fmt: skip
+    assert total + prior_bpd(SCHEDULE, x_start).mean().item() == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_full_loop_is_within_its_noise_of_the_closed_form() -> None:
     x_start = data(400)
     found = nll_full(CONFIG, SCHEDULE, optimal, x_start=x_start, index=torch.arange(400), seed=1, clip_denoised=False)
     for t in (1, 10, 30, 58):
         alpha, variance = SCHEDULE.alphas_cumprod[t], SCHEDULE.posterior_variance[t]
-        # mean difference = coef1 (x_0 - E[x_0 | x_t]), whose square has the posterior variance of x_0 as its mean.
         shrink = alpha.sqrt() * SCALE**2 / (alpha * SCALE**2 + 1 - alpha)
         left = (x_start * (1 - shrink * alpha.sqrt())) ** 2 + shrink**2 * (1 - alpha)
         expected = SCHEDULE.posterior_mean_coef1[t] ** 2 * left / (2 * variance) / math.log(2)
         # 6400 squared normals: relative standard error 0.018 of their mean.
         assert found.terms[:, t].mean().item() == pytest.approx(expected.mean().item(), rel=0.06)
+
+
+def test_the_errors_behind_a_term_are_those_of_the_predicted_x_start_and_of_the_eps_it_stands_for() -> None:
+    x_start, t = data(3), torch.tensor([0, 20, 59])
+    eps = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x_t = q_sample(SCHEDULE, x_start=x_start, t=t, eps=eps)
+    said = optimal(x_t, SCHEDULE.model_t(t))
+    predicted = predict_xstart_from_eps(SCHEDULE, x_t=x_t, t=t, eps=said)
+    for clip in (False, True):
+        term = term_at(CONFIG, SCHEDULE, optimal, x_start=x_start, t=t, eps=eps, clip_denoised=clip)
+        ours = predicted.clamp(-1, 1) if clip else predicted
+        torch.testing.assert_close(term.xstart_mse, ((ours - x_start) ** 2).mean(dim=(1, 2, 3)))
+        level = SCHEDULE.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        stands_for = (x_t - level.sqrt() * ours) / (1 - level).sqrt()
+        torch.testing.assert_close(term.eps_mse, ((stands_for - eps) ** 2).mean(dim=(1, 2, 3)), rtol=1e-6, atol=1e-9)
+
+
+def test_on_a_respaced_chain_the_bound_has_its_fewer_terms_and_the_network_hears_the_original_t() -> None:
+    spaced, heard = respace(SCHEDULE, "15"), []
+
+    def listening(x_t: torch.Tensor, model_t: torch.Tensor) -> torch.Tensor:
+        heard.extend(model_t.tolist())
+        return optimal(x_t, model_t)
+
+    found = nll_full(CONFIG, spaced, listening, x_start=data(2), index=torch.arange(2), seed=1)
+    assert found.terms.shape == found.xstart_mse.shape == found.eps_mse.shape == (2, 15)
+    assert heard[::2] == heard[1::2] == pytest.approx([t * 1000 / STEPS for t in spaced.timestep_map.tolist()])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 180])
+def test_terms_do_not_depend_on_how_many_t_share_a_batch(batch_size: int) -> None:
+    arguments = {"x_start": data(3), "index": torch.arange(3), "seed": 1}
+    together = nll_full(CONFIG, SCHEDULE, optimal, **arguments)
+    apart = nll_full(CONFIG, SCHEDULE, optimal, **arguments, batch_size=batch_size)
+    for name in ("terms", "xstart_mse", "eps_mse"):
+        torch.testing.assert_close(getattr(apart, name), getattr(together, name))
 
 
 def test_the_prior_is_the_divergence_of_the_last_step_from_pure_noise() -> None:
@@ -69,17 +146,87 @@ def test_an_estimate_that_draws_every_term_once_is_the_whole_bound() -> None:
     torch.testing.assert_close(estimate, full.total_bpd)
 
 
-def test_the_standard_error_is_the_spread_over_fresh_images_and_draws() -> None:
-    density = pilot(CONFIG, SCHEDULE, optimal, x_start=data(8), seed=2)
-    runs = []
+def test_the_standard_errors_are_the_spreads_over_fresh_draws_of_images_and_of_terms() -> None:
+    density, index = pilot(CONFIG, SCHEDULE, optimal, x_start=data(8), seed=2), torch.arange(20)
+
+    def estimate(images: torch.Tensor, seed: int) -> NllEstimate:
+        rounds = [
+            nll_estimate(
+                CONFIG, SCHEDULE, optimal, x_start=images, index=index, seed=seed, density=density, draws=4,
+                round=number,
+            )
+            for number in range(3)
+        ]  # fmt: skip
+        return summarize(torch.stack(rounds))
+
+    fresh = [estimate(data(20, seed=seed), seed) for seed in range(150)]
+    same = [estimate(data(20), seed) for seed in range(150)]
+    # 150 runs know a spread to 6%.
+    reported = np.sqrt(np.mean([run.standard_error**2 for run in fresh]))
+    assert reported == pytest.approx(np.std([run.mean_bpd for run in fresh], ddof=1), rel=0.2)
+    draws = np.sqrt(np.mean([run.standard_error_of_draws**2 for run in same]))
+    assert draws == pytest.approx(np.std([run.mean_bpd for run in same], ddof=1), rel=0.2)
+
+
+@pytest.mark.parametrize("interval_bpd", [1e-9, 0.4])
+def test_the_interval_covers_what_the_full_loop_gives_also_when_it_ended_the_rounds(interval_bpd: float) -> None:
+    # Terms that do not depend on the noise: the full loop is exact, and its mean the truth that an interval is about.
+    config = DiffusionConfig(num_timesteps=STEPS, loss="vlb", variance="fixed_small", prediction="x_start")
+    process = (config, NoiseSchedule.from_betas(torch.full((STEPS,), 0.01)), lambda x_t, t: 0 * x_t)
+    x_start, index = data(FEWEST_IMAGES), torch.arange(FEWEST_IMAGES)
+    truth = nll_full(*process, x_start=x_start, index=index, seed=1).total_bpd.mean().item()
+    # Half of the draws where the terms are large: by uniform ones alone the errors would be far from normal.
+    density = (1 / (STEPS - 1) + pilot(*process, x_start=data(8, seed=9), seed=0)) / 2
+    covered, rounds_needed = 0, []
     for seed in range(200):
-        images, index = data(20, seed=seed), torch.arange(20)
-        bpd = nll_estimate(CONFIG, SCHEDULE, optimal, x_start=images, index=index, seed=seed, density=density, draws=4)
-        runs.append(summary(bpd.numpy()))
-    spread = np.std([run["nll_bpd"] for run in runs], ddof=1)
-    reported = np.sqrt(np.mean([run["nll_bpd_se"] ** 2 for run in runs]))
-    # 200 runs know the spread to 5%.
-    assert 0.85 * spread < reported < 1.15 * spread
+        estimate, rounds = nll_within(
+            *process, x_start=x_start, index=index, seed=seed, density=density, draws=3, interval_bpd=interval_bpd,
+            max_rounds=4,
+        )  # fmt: skip
+        rounds_needed.append(len(rounds))
+        covered += abs(estimate.mean_bpd - truth) <= estimate.interval_of_draws
+    assert set(rounds_needed) == {4} if interval_bpd < 1e-6 else min(rounds_needed) < 4
+    # 190 are expected of 200, with a deviation of 3; stopping costs some.
+    assert 180 <= covered <= 199
+
+
+@pytest.mark.parametrize(
+    "density",
+    [torch.ones(STEPS - 1), torch.full((29,), 1 / 29), torch.eye(STEPS - 1)[0], torch.full((STEPS,), 1 / STEPS)],
+    ids=["not normalised", "of a shorter chain", "with zeros", "one too many"],
+)
+def test_a_density_that_would_bias_the_estimate_is_refused(density: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=f"needed are {STEPS - 1}, all more than 0, that sum to 1"):
+        nll_estimate(
+            CONFIG, SCHEDULE, optimal, x_start=data(2), index=torch.arange(2), seed=3, density=density.double(), draws=2
+        )
+
+
+def test_rounds_go_on_until_the_interval_is_narrow_enough_and_no_longer() -> None:
+    density, index = pilot(CONFIG, SCHEDULE, optimal, x_start=data(8), seed=2), torch.arange(20)
+    arguments = {"x_start": data(20), "index": index, "seed": 3, "density": density, "draws": 4}
+    widths: list[float] = []
+    estimate, rounds = nll_within(
+        CONFIG, SCHEDULE, optimal, **arguments, interval_bpd=0.05, max_rounds=500,
+        on_round=lambda so_far: widths.append(so_far.interval_of_draws or math.inf),
+    )  # fmt: skip
+    assert estimate.interval_of_draws <= 0.05 < min(widths[:-1])
+    assert len(widths) == estimate.rounds == len(rounds) > 2
+    stopped, _ = nll_within(CONFIG, SCHEDULE, optimal, **arguments, interval_bpd=1e-6, max_rounds=2)
+    assert stopped.interval_of_draws > 1e-6
+    with pytest.raises(ValueError, match="at least 2 rounds"):
+        nll_within(CONFIG, SCHEDULE, optimal, **arguments, interval_bpd=0.1, max_rounds=1)
+    few = {**arguments, "x_start": data(5), "index": torch.arange(5)}
+    with pytest.raises(ValueError, match=f"rounds of {FEWEST_IMAGES} images"):
+        nll_within(CONFIG, SCHEDULE, optimal, **few, interval_bpd=0.1, max_rounds=4)
+
+
+def test_the_choice_of_the_cdf_reaches_the_decoder_alone() -> None:
+    arguments = {"x_start": data(3), "index": torch.arange(3), "seed": 1}
+    ours, exact = (nll_full(CONFIG, SCHEDULE, optimal, **arguments, **cdf) for cdf in ({}, {"cdf": "exact"}))
+    assert torch.equal(ours.terms[:, 1:], exact.terms[:, 1:])
+    # The approximation is off by less than 2e-4 at each edge of bins that hold some 5 %.
+    assert 0 < (ours.terms[:, 0] - exact.terms[:, 0]).abs().max() < 0.02
 
 
 def test_the_estimate_is_unbiased_for_the_pilots_density_and_for_one_that_is_far_off() -> None:
@@ -115,20 +262,13 @@ def test_every_term_drawn_for_an_image_has_noise_of_its_own() -> None:
         seen.append(x_t)
         return optimal(x_t, t)
 
-    always_the_last = torch.zeros(STEPS - 1, dtype=torch.float64)
-    always_the_last[-1] = 1
+    always_the_last = torch.full((STEPS - 1,), 1e-9, dtype=torch.float64)
+    always_the_last[-1] = 1 - 1e-9 * (STEPS - 2)
     nll_estimate(
         CONFIG, SCHEDULE, listening, x_start=data(2), index=torch.arange(2), seed=3, density=always_the_last, draws=4
     )
     pixels = torch.cat(seen)[:, 0, 0, 0]
     assert len(pixels) == len(set(pixels.tolist())) == 10
-
-
-def test_a_term_can_enter_a_computation_that_has_gradients() -> None:
-    x_start, t = data(2), torch.tensor([0, 9])
-    weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    (weights * vlb_at(CONFIG, SCHEDULE, optimal, x_start=x_start, t=t, eps=0 * x_start)).sum().backward()
-    assert weights.grad is not None
 
 
 def test_the_pilots_density_is_a_density_and_reaches_every_term() -> None:
@@ -150,7 +290,7 @@ def test_the_pilot_goes_by_the_root_of_the_mean_square_over_its_images() -> None
 
     density = pilot(config, SCHEDULE, wrong, x_start=x_start, seed=2)
     learned = density - PILOT_UNIFORM / (STEPS - 1)
-    terms = nll_full(config, SCHEDULE, wrong, x_start=x_start, index=torch.arange(8), seed=1).terms
+    terms = nll_full(config, SCHEDULE, wrong, x_start=x_start, index=torch.arange(8), seed=1, batch_size=8).terms
     size = terms.square().mean(dim=0).sqrt()
     # The first and the last t are always among those the pilot looks at.
     assert (learned[-1] / learned[0]).item() == pytest.approx((size[-1] / size[1]).item(), rel=1e-9)

@@ -114,11 +114,25 @@ def _expressible(steps: int, count: int) -> bool:
 
 @pytest.mark.parametrize(
     ("respacing", "complaint"),
-    [("ddim400", "no whole stride"), ("1001", "cannot keep 1001"), ("250,0,x", "write a count"), ("1", "at least 2")],
+    [
+        ("ddim400", "no whole stride"),
+        ("1001", "cannot keep 1001"),
+        ("250,0,x", "write a count"),
+        ("1", "at least 2"),
+        ([], "at least one section"),
+        ("250,0,0,0,0", "a section of 200 steps cannot keep 250"),
+        ([-1, 3], "cannot keep -1"),
+    ],
 )
-def test_a_respacing_that_cannot_be_is_refused(respacing: str, complaint: str) -> None:
+def test_a_respacing_that_cannot_be_is_refused(respacing: str | list[int], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         respace(linear(1000), respacing)
+
+
+@pytest.mark.parametrize("betas", [[0.1, float("nan")], [0.0, 0.1], [0.1, 1.0], [0.1]])
+def test_betas_that_make_no_chain_are_refused(betas: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"strictly between 0 and 1|at least 2 steps"):
+        NoiseSchedule.from_betas(torch.tensor(betas, dtype=torch.float64))
 
 
 def test_the_model_is_told_a_thousandth_scale_only_when_rescaled() -> None:

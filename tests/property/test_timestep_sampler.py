@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,16 +22,16 @@ T = 23
 EVEN = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
 
 
-def warm(pool: int, *, seed: int = 0, history: int = 2) -> LossSecondMomentSampler:
-    sampler = LossSecondMomentSampler(LossSecondMomentConfig(pool=pool, history_per_term=history), T)
+def warm(pools: int | None, *, seed: int = 0, history: int = 2) -> LossSecondMomentSampler:
+    sampler = LossSecondMomentSampler(LossSecondMomentConfig(pools=pools, history_per_term=history), T)
     losses = torch.rand(T * history, generator=torch.Generator().manual_seed(seed)) * 10
     sampler.update(torch.arange(T).repeat(history), losses)
     return sampler
 
 
-@given(pool=st.sampled_from([1, 2, 5, 23, 40]), seed=st.integers(0, 1000))
-def test_weighted_draws_estimate_the_uniform_mean_without_bias(pool: int, seed: int) -> None:
-    sampler = warm(pool, seed=seed)
+@given(pools=st.sampled_from([None, 1, 2, 5, 23, 40]), seed=st.integers(0, 1000))
+def test_weighted_draws_estimate_the_uniform_mean_without_bias(pools: int | None, seed: int) -> None:
+    sampler = warm(pools, seed=seed)
     values = torch.rand(T, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     t, weights = sampler.sample(EVEN)  # evenly spread uniforms integrate over the density
     # The quantile grid misplaces at most T boundaries by 1/200000, each weighted at most 1/(T p) <= 1/uniform_prob.
@@ -47,20 +49,22 @@ def test_p_is_the_root_of_the_mean_square_of_the_last_losses() -> None:
 
 
 @given(
-    pool=st.sampled_from([1, 4, 23]), size=st.integers(1, 4),
+    pools=st.sampled_from([None, 1, 6, 23]), size=st.integers(1, 4),
     batches=st.lists(st.lists(st.integers(0, T - 1), max_size=40), min_size=1, max_size=4),
 )  # fmt: skip
 def test_a_batch_teaches_what_its_losses_would_one_after_the_other(
-    pool: int, size: int, batches: list[list[int]]
+    pools: int | None, size: int, batches: list[list[int]]
 ) -> None:
-    sampler = LossSecondMomentSampler(LossSecondMomentConfig(pool=pool, history_per_term=size), T)
-    history, seen = torch.zeros(-(-T // pool), size, dtype=torch.float64), [0] * -(-T // pool)
+    sampler = LossSecondMomentSampler(LossSecondMomentConfig(pools=pools, history_per_term=size), T)
+    pool_of = sampler._pool_of.tolist()
+    history, seen = torch.zeros(max(pool_of) + 1, size, dtype=torch.float64), [0] * (max(pool_of) + 1)
     for number, batch in enumerate(batches):
         losses = torch.arange(len(batch)) + 100.0 * number
         sampler.update(torch.tensor(batch, dtype=torch.int64), losses)
         for t, loss in zip(batch, losses.tolist(), strict=True):
-            history[t // pool, seen[t // pool] % size] = loss
-            seen[t // pool] += 1
+            pool = pool_of[t]
+            history[pool, seen[pool] % size] = loss
+            seen[pool] += 1
     assert torch.equal(sampler.state()["history"], history)
     assert sampler.state()["seen"].tolist() == seen
 
@@ -75,13 +79,20 @@ def test_draws_are_uniform_until_every_history_is_full() -> None:
     assert sampler.is_warm
 
 
-def test_pooled_histories_fill_sooner_and_share_what_they_learn() -> None:
-    sampler = LossSecondMomentSampler(LossSecondMomentConfig(history_per_term=2, pool=5), T)
-    sampler.update(torch.arange(T), torch.arange(T).float())
-    assert sampler.is_warm  # each pool has seen 5 losses (the last, 3); unpooled, each t has seen one of two
-    p = sampler.probabilities()
-    for first in range(0, T, 5):
-        assert len(set(p[first : first + 5].tolist())) == 1
+def test_pools_are_of_one_t_near_0_and_of_ever_more_and_share_what_they_learn() -> None:
+    sampler = LossSecondMomentSampler(LossSecondMomentConfig(history_per_term=2, pools=6), T)
+    sizes = [1, 1, 2, 3, 6, 10]  # the six start at 24^(k/6) - 1, rounded: 0, 1, 2, 4, 7, 13
+    cold = sampler.probabilities()
+    # As likely as each other until they are full.
+    expected = torch.cat([torch.full((size,), 1 / 6 / size, dtype=torch.float64) for size in sizes])
+    torch.testing.assert_close(cold, expected)
+    _, weights = sampler.sample(EVEN)
+    assert weights.double().mean().item() == pytest.approx(1.0, abs=1e-3)
+    losses = torch.arange(T).float()
+    sampler.update(torch.cat([torch.arange(T), torch.tensor([0, 1])]), torch.cat([losses, losses[:2]]))
+    assert sampler.is_warm
+    p = sampler.probabilities().tolist()
+    assert [len(list(same)) for _, same in groupby(p)] == sizes
 
 
 @given(seed=st.integers(0, 1000))
@@ -94,7 +105,7 @@ def test_importance_sampling_makes_the_loss_vary_less(seed: int) -> None:
 
 
 def test_a_sampler_that_goes_on_from_its_state_draws_the_same() -> None:
-    first, second = warm(1), LossSecondMomentSampler(LossSecondMomentConfig(history_per_term=2), T)
+    first, second = warm(None), LossSecondMomentSampler(LossSecondMomentConfig(history_per_term=2), T)
     second.load(first.state())
     for sampler in (first, second):
         sampler.update(torch.tensor([1, 1, 4]), torch.tensor([8.0, 2.0, 5.0]))
@@ -103,9 +114,9 @@ def test_a_sampler_that_goes_on_from_its_state_draws_the_same() -> None:
 
 def test_a_state_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="history"):
-        warm(1).load(warm(5).state())
+        warm(None).load(warm(5).state())
     with pytest.raises(ValueError, match="no state"):
-        UniformSampler(T).load(warm(1).state())
+        UniformSampler(T).load(warm(None).state())
 
 
 def test_uniform_draws_are_uniform_with_weight_one() -> None:

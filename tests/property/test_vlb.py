@@ -21,7 +21,7 @@ SHAPE = (1, 3, 4)
 CONFIGS = [
     DiffusionConfig(num_timesteps=T, schedule=schedule, prediction=prediction, variance=variance, loss="vlb")  # type: ignore[arg-type]
     for schedule, prediction, variance in product(
-        ("linear", "cosine"), ("eps", "x_start", "x_prev"), ("fixed_small", "fixed_large", "learned_range")
+        ("linear", "cosine"), ("eps", "x_start", "x_prev"), ("fixed_small", "fixed_large", "learned", "learned_range")
     )
 ]
 # Of what the network says: about the deviation of p at t = 0, where more would drive the decoder to its floor.
@@ -82,9 +82,16 @@ class Pixel:
     def p_log_variance(self) -> float:
         """At t = 0 the posterior has no variance, and borrows that of t = 1; so does the large one."""
         small, beta = self.posterior_variance(max(self.t, 1)), self.betas[self.t]
+        if self.variance == "learned":
+            return self.v
         if self.variance == "learned_range":
             return math.log(beta) * (self.v + 1) / 2 + math.log(small) * (1 - self.v) / 2
         return math.log(beta if self.variance == "fixed_large" and self.t > 0 else small)
+
+    def p_variance(self) -> float:
+        if self.variance == "fixed_small" and self.t == 0:
+            return 0.0
+        return math.exp(self.p_log_variance())
 
     def bits(self, *, clip: bool) -> float:
         """The pixel's part of L_t."""
@@ -145,6 +152,7 @@ def test_p_is_the_papers_gaussian(batch: Batch, clip: bool) -> None:
     p = p_mean_variance(batch.config, batch.schedule, batch.output, x_t=batch.x_t, t=batch.t, clip_denoised=clip)
     torch.testing.assert_close(p.mean, batch.each(lambda pixel: pixel.p_mean(clip=clip)), **CLOSE)
     torch.testing.assert_close(p.log_variance, batch.each(Pixel.p_log_variance), **CLOSE)
+    torch.testing.assert_close(p.variance, batch.each(Pixel.p_variance), **CLOSE)
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -1,0 +1,40 @@
+"""A small trained model for benchmarks: the tiny preset's network, on the digits, in this process."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion.gaussian import build_schedule
+from diffusion.training import build_train_state, train_step
+from orchestrator.backend import LocalBackend
+from orchestrator.materialize import materialize
+from orchestrator.step import Resources
+from orchestrator.store import ArtifactStore
+from pipelines.data import dataset_step, read_split
+from pipelines.presets import tiny
+from pipelines.train import EpochOrder, TrainedModel, build_network, read_images, to_tensor, to_unit_range
+
+
+def trained_model(*, steps: int, loss: str = "hybrid") -> tuple[TrainedModel, Tensor]:
+    """The averaged network after so many steps, and the test images in [-1, 1]."""
+    base = tiny()
+    diffusion = replace(base.diffusion, loss=loss)  # type: ignore[arg-type]
+    store = ArtifactStore(tempfile.mkdtemp())
+    dataset = dataset_step(base.data)
+    materialize([dataset], store, backend=LocalBackend(), resources=Resources())
+    folder: Path = store.path(dataset)
+    images = read_images(folder)
+    network = build_network(base.model, diffusion, seed=0)
+    state, schedule = build_train_state(base.train, diffusion, network), build_schedule(diffusion)
+    order, index = EpochOrder(seed=0, count=len(images)), torch.arange(base.train.batch_size)
+    for step in range(steps):
+        x_start = to_unit_range(images[order.rows(step * base.train.batch_size + index)])
+        train_step(state, network, diffusion, schedule, x_start=x_start, index=index, step=step, seed=0)
+    network.load_state_dict(state.ema_weights())
+    network.eval().requires_grad_(False)
+    return TrainedModel(network, diffusion, schedule), to_unit_range(to_tensor(read_split(folder, "test").images))

@@ -1,0 +1,44 @@
+"""What a training leaves: its averages, and a journal of its losses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion.ema import EmaConfig
+from orchestrator.backend import LocalBackend
+from orchestrator.materialize import materialize
+from orchestrator.step import Resources
+from orchestrator.store import ArtifactStore
+from pipelines.plan import plan
+from pipelines.presets import tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store, base = ArtifactStore(str(tmp_path_factory.mktemp("store"))), tiny()
+    config = replace(base, train=replace(base.train, images=1280, ema=EmaConfig(rates=(0.9, 0.5))))
+    step = plan(config)["train"]
+    materialize([step], store, backend=LocalBackend(), resources=Resources())
+    return store.path(step)
+
+
+def test_every_average_is_kept_and_the_first_is_the_model(trained: Path) -> None:
+    first, second = (load_file(trained / name) for name in ("model.safetensors", "ema_0.5.safetensors"))
+    assert first.keys() == second.keys()
+    assert not torch.equal(first["out.2.weight"], second["out.2.weight"])
+    with (trained / "record.json").open() as record:
+        assert {"model.safetensors", "ema_0.5.safetensors"} <= set(json.load(record)["files"])
+
+
+def test_the_journal_has_the_loss_of_each_quarter_of_t_and_their_weighted_mean_is_the_loss(trained: Path) -> None:
+    (line,) = [json.loads(line)["metrics"] for line in (trained / "journal.jsonl").read_text().splitlines()]
+    quarters = [line[f"loss_q{number}"] for number in range(4)]
+    assert min(quarters) < line["loss"] < max(quarters)
+    # 1280 uniform t: each quarter holds about a quarter of them.
+    assert sum(quarters) / 4 == pytest.approx(line["loss"], rel=0.15)
