@@ -30,10 +30,10 @@ class LossSecondMomentConfig:
     """Share of the probability that stays uniform."""
     pools: int | None = None
     """None: a history for each t, as in the paper; uniform until all are full, which at T = 4000 takes 103,000 examples
-    on average (94,000 to 116,000 in nine trainings of ten). Otherwise about so many histories, each of neighbouring t:
-    of one t near 0, where terms differ most, and of ever more. Until all are full each pool is as likely, and weights
-    make up for it: 60 pools fill within some thousand examples. Any p(t) leaves the loss unbiased; what the pools save
-    is in docs/results/timestep_sampling.md."""
+    on average (94,000 to 116,000 in nine trainings of ten). Otherwise about so many histories of neighbouring t: of one
+    t at both ends of the chain, where terms differ most, and of ever more towards its middle. Until all are full each
+    pool is as likely, and weights make up for it: 60 pools fill within a thousand examples. Any p(t) leaves the loss
+    unbiased; what the pools save is in docs/results/timestep_sampling.md."""
 
     def __post_init__(self) -> None:
         if self.history_per_term < 1 or (self.pools is not None and self.pools < 1):
@@ -166,8 +166,19 @@ def build_timestep_sampler(config: TimestepConfig, num_timesteps: int) -> Timest
 
 
 def _pools(num_timesteps: int, pools: int | None) -> Int64[Tensor, "T"]:
-    """The pool of each t: pools of one t as long as logarithmic steps are shorter than 1, then of equal ratio."""
+    """The pool of each t, ascending: of one t at both ends, and wider by an equal ratio towards the middle."""
     if pools is None:
         return torch.arange(num_timesteps)
-    starts = torch.logspace(0, math.log10(num_timesteps + 1), pools + 1, dtype=torch.float64)[:-1].round().long() - 1
-    return torch.searchsorted(starts.unique(), torch.arange(num_timesteps), right=True) - 1
+    early = (num_timesteps + 1) // 2
+    from_start = _widening(early, (pools + 1) // 2)
+    from_end = _widening(num_timesteps - early, pools // 2)
+    if not len(from_end):
+        return from_start if pools > 1 else torch.zeros(num_timesteps, dtype=torch.int64)
+    return torch.cat([from_start, from_start[-1] + 1 + from_end[-1] - from_end.flip(0)])
+
+
+def _widening(count: int, pools: int) -> Int64[Tensor, "count"]:
+    if not pools:
+        return torch.zeros(0, dtype=torch.int64)
+    starts = torch.logspace(0, math.log10(count + 1), pools + 1, dtype=torch.float64)[:-1].round().long() - 1
+    return torch.searchsorted(starts.unique(), torch.arange(count), right=True) - 1

@@ -79,9 +79,10 @@ def test_draws_are_uniform_until_every_history_is_full() -> None:
     assert sampler.is_warm
 
 
-def test_pools_are_of_one_t_near_0_and_of_ever_more_and_share_what_they_learn() -> None:
+def test_pools_are_of_one_t_at_the_ends_and_of_more_between_and_share_what_they_learn() -> None:
     sampler = LossSecondMomentSampler(LossSecondMomentConfig(history_per_term=2, pools=6), T)
-    sizes = [1, 1, 2, 3, 6, 10]  # the six start at 24^(k/6) - 1, rounded: 0, 1, 2, 4, 7, 13
+    # 12 steps from the start, in pools that begin at 13^(k/3) - 1, rounded: 0, 1, 5; 11 from the end: 0, 1, 4.
+    sizes = [1, 4, 7, 7, 3, 1]
     cold = sampler.probabilities()
     # As likely as each other until they are full.
     expected = torch.cat([torch.full((size,), 1 / 6 / size, dtype=torch.float64) for size in sizes])
@@ -89,10 +90,20 @@ def test_pools_are_of_one_t_near_0_and_of_ever_more_and_share_what_they_learn() 
     _, weights = sampler.sample(EVEN)
     assert weights.double().mean().item() == pytest.approx(1.0, abs=1e-3)
     losses = torch.arange(T).float()
-    sampler.update(torch.cat([torch.arange(T), torch.tensor([0, 1])]), torch.cat([losses, losses[:2]]))
+    sampler.update(torch.cat([torch.arange(T), torch.tensor([0, T - 1])]), torch.cat([losses, losses[[0, T - 1]]]))
     assert sampler.is_warm
     p = sampler.probabilities().tolist()
     assert [len(list(same)) for _, same in groupby(p)] == sizes
+
+
+@given(steps=st.integers(2, 300), pools=st.integers(1, 400))
+def test_pools_part_the_chain_in_order_into_no_more_than_were_asked_for(steps: int, pools: int) -> None:
+    p = LossSecondMomentSampler(LossSecondMomentConfig(pools=pools), steps).probabilities()
+    assert len(p) == steps
+    assert p.sum().item() == pytest.approx(1.0)
+    assert p.min() > 0
+    kept = LossSecondMomentSampler(LossSecondMomentConfig(pools=pools), steps).state()["seen"]
+    assert 1 <= len(kept) <= pools
 
 
 @given(seed=st.integers(0, 1000))
