@@ -196,7 +196,9 @@ class TrainingRun:
             return []
         warm_at = self.state.sampler_warm_at
         name = (
-            "the paper's history of each t" if sampler.pools is None else f"some {sampler.pools} histories of neighbouring t"
+            "the paper's history of each t"
+            if sampler.pools is None
+            else f"some {sampler.pools} histories of neighbouring t"
         )
         if warm_at is None:
             return [
