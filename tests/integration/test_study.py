@@ -168,7 +168,7 @@ def test_one_more_seed_trains_only_the_new_cells(study: Study, tmp_path: Path) -
 
 def test_a_study_ended_while_ray_starts_says_that_it_was_interrupted(tmp_path: Path) -> None:
     log = tmp_path / "store.log"
-    with begun(tmp_path / "store", images=12_800) as process:
+    with begun(tmp_path / "store", images=6_400) as process:
         wait_until(lambda: "cells to run" in log.read_text(), process)
         time.sleep(1.0)
         process.send_signal(signal.SIGTERM)
@@ -178,12 +178,12 @@ def test_a_study_ended_while_ray_starts_says_that_it_was_interrupted(tmp_path: P
 
 def test_a_study_whose_driver_was_ended_and_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     store, often = tmp_path / "store", ("--checkpoint-seconds", "0.5")
-    with begun(store, *often, images=12_800) as process:
+    with begun(store, *often, images=6_400) as process:
         wait_until(lambda: training(store), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 75
     assert "run the same command again to go on" in Path(f"{store}.log").read_text()
-    with begun(store, *often, images=12_800) as process:
+    with begun(store, *often, images=6_400) as process:
         wait_until(lambda: len(trained(store)) >= 2 and training(store), process)
         process.kill()
     done, interrupted = trained(store), training(store)
@@ -191,7 +191,7 @@ def test_a_study_whose_driver_was_ended_and_killed_goes_on_where_it_was(tmp_path
     times = {name: (store / "train" / name / "record.json").stat().st_mtime_ns for name in done}
     first_lines = {name: (store / "train" / name / "journal.jsonl").read_text().splitlines()[0] for name in interrupted}
 
-    again = call(store, *often, images=12_800)
+    again = call(store, *often, images=6_400)
 
     assert again.returncode == 0, again.stderr
     assert {name: (store / "train" / name / "record.json").stat().st_mtime_ns for name in done} == times
