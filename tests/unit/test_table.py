@@ -12,6 +12,8 @@ import pytest
 
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.plots import curves, scatter
+from orchestrator.run import Presentation, write_views
+from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.verdicts import Outcome
 from tests.unit.test_experiment import Config
@@ -165,3 +167,14 @@ def test_pictures_are_drawn_even_with_a_failed_row(tmp_path: Path) -> None:
     curves({"a": [(1, 2.0), (2, 1.0)], "b": [(1, -1.0)]}, tmp_path / "c.png", ylabel="loss", title="t")
     for name in ("s.png", "c.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_view_that_cannot_be_written_leaves_the_others_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "comparison.csv").mkdir()  # in the way
+    store = ArtifactStore(str(tmp_path / "store"))
+    shown = Presentation(scatter=("loss", "fd"))
+    files, unwritten = write_views(table({"shallow": [2.0], "deep": [1.0]}), tmp_path, shown, {}, store)
+    assert set(files) == {"comparison.md", "loss-fd.png"}
+    assert all(path.is_file() for path in files.values())
+    assert set(unwritten) == {"comparison.csv"}
+    assert "comparison.csv" in unwritten["comparison.csv"]
