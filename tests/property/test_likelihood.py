@@ -22,6 +22,13 @@ from diffusion.likelihood import (
 means = st.floats(-2, 2)
 log_variances = st.floats(-6, 2)
 PIXELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+EDGES = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
+
+
+def log_likelihoods(mean: float, log_variance: float, *, cdf: Cdf = "approximate") -> torch.Tensor:
+    """Of each of the 256 pixel values."""
+    m, lv = (torch.tensor(value, dtype=torch.float64) for value in (mean, log_variance))
+    return discretized_gaussian_log_likelihood(PIXELS, mean=m, log_variance=lv, cdf=cdf)
 
 
 @given(m1=means, v1=log_variances, m2=means, v2=log_variances)
@@ -52,12 +59,7 @@ def test_kl_of_a_gaussian_with_itself_is_zero(m: float, v: float) -> None:
 @pytest.mark.parametrize("cdf", ["approximate", "exact"])
 @given(mean=st.floats(-1.5, 1.5), log_variance=st.floats(-9, 3))
 def test_the_probabilities_of_the_256_pixel_values_sum_to_one(cdf: Cdf, mean: float, log_variance: float) -> None:
-    logs = discretized_gaussian_log_likelihood(
-        PIXELS,
-        mean=torch.tensor(mean, dtype=torch.float64),
-        log_variance=torch.tensor(log_variance, dtype=torch.float64),
-        cdf=cdf,
-    )
+    logs = log_likelihoods(mean, log_variance, cdf=cdf)
     # The bins share their edges, so the sum telescopes; each is kept above 1e-12.
     assert logs.exp().sum().item() == pytest.approx(1.0, abs=256e-12 + 1e-10)
 
@@ -65,13 +67,8 @@ def test_the_probabilities_of_the_256_pixel_values_sum_to_one(cdf: Cdf, mean: fl
 @given(mean=st.floats(-1, 1), log_variance=st.floats(-8, 1))
 def test_the_decoder_is_the_normal_distribution_over_bins(mean: float, log_variance: float) -> None:
     scale = math.exp(log_variance / 2)
-    edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
-    exact = np.diff(stats.norm.cdf(edges, loc=mean, scale=scale))
-    ours = discretized_gaussian_log_likelihood(
-        PIXELS,
-        mean=torch.tensor(mean, dtype=torch.float64),
-        log_variance=torch.tensor(log_variance, dtype=torch.float64),
-    ).exp()
+    exact = np.diff(stats.norm.cdf(EDGES, loc=mean, scale=scale))
+    ours = log_likelihoods(mean, log_variance).exp()
     # The approximate CDF is off by less than 2e-4 at each of two edges; HALF_BIN and the exact edges agree.
     np.testing.assert_allclose(ours.numpy(), exact, atol=4.1e-4)
 
@@ -79,16 +76,10 @@ def test_the_decoder_is_the_normal_distribution_over_bins(mean: float, log_varia
 @given(mean=st.floats(-1, 1), log_variance=st.floats(-8, 1))
 def test_the_exact_decoder_is_the_normal_distribution_over_bins_to_rounding(mean: float, log_variance: float) -> None:
     scale = math.exp(log_variance / 2)
-    edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
-    exact = np.diff(stats.norm.cdf(edges, loc=mean, scale=scale))
-    ours = discretized_gaussian_log_likelihood(
-        PIXELS,
-        mean=torch.tensor(mean, dtype=torch.float64),
-        log_variance=torch.tensor(log_variance, dtype=torch.float64),
-        cdf="exact",
-    ).exp()
-    upper = -np.diff(stats.norm.sf(edges, loc=mean, scale=scale))  # where scipy's cdf has lost its digits
-    exact = np.where(edges[:-1] > mean, upper, exact)
+    exact = np.diff(stats.norm.cdf(EDGES, loc=mean, scale=scale))
+    ours = log_likelihoods(mean, log_variance, cdf="exact").exp()
+    upper = -np.diff(stats.norm.sf(EDGES, loc=mean, scale=scale))  # where scipy's cdf has lost its digits
+    exact = np.where(EDGES[:-1] > mean, upper, exact)
     np.testing.assert_allclose(ours.numpy(), np.maximum(exact, 1e-12), rtol=1e-8, atol=0)
 
 
