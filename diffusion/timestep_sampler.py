@@ -22,7 +22,7 @@ class UniformConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossSecondMomentConfig:
-    """p(t) in proportion to sqrt(E[L_t^2]), from the last losses seen at t; uniform until every history is full."""
+    """p(t) in proportion to sqrt(E[L_t^2]), from the last losses seen at t, once every history is full."""
 
     kind: Literal["loss_second_moment"] = "loss_second_moment"
     history_per_term: int = 10
