@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion.types import PerExample
 
 Pixels = Float[Tensor, "*shape"]  # taken one by one, so of any shape
+PerPixel = Float[Tensor, "*#shape"]  # of the same shape, or broadcast to it
 
 HALF_BIN = 1 / 255  # half the distance between two of the 256 pixel values in [-1, 1]
 EDGE = 0.999  # beyond it a pixel is 0 or 255, whose bin reaches to infinity
@@ -37,13 +38,12 @@ def approximate_cdf(x: Pixels) -> Pixels:
 
 
 def discretized_gaussian_log_likelihood(
-    x_start: Pixels, *, mean: Tensor, log_variance: Tensor, cdf: Cdf = "approximate"
+    x_start: Pixels, *, mean: PerPixel, log_variance: PerPixel, cdf: Cdf = "approximate"
 ) -> Pixels:
     """Log probability of each 8-bit pixel under a Gaussian integrated over its bin, in nats (Ho et al. 2020, eq. 13).
 
-    x_start must hold the 256 values k / 127.5 - 1; the outer two bins reach to infinity. mean and log_variance are of
-    its shape, or broadcast to it. A probability counts as at least 1e-12. Published NLLs rest on the approximate CDF;
-    the exact one is the likelihood of that Gaussian itself.
+    x_start must hold the 256 values k / 127.5 - 1; the outer two bins reach to infinity. A probability counts as at
+    least 1e-12. Published NLLs rest on the approximate CDF; the exact one is the likelihood of that Gaussian itself.
     """
     precision = torch.exp(-0.5 * log_variance)
     upper, lower = precision * (x_start - mean + HALF_BIN), precision * (x_start - mean - HALF_BIN)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from orchestrator.step import Resources, StepContext
 
+R = TypeVar("R")
 Block = tuple[int, int]
 """Indices first..stop-1 of images."""
 
 
 def map_blocks(
-    ctx: StepContext, work: Callable[[Block], NDArray], count: int, *, block_size: int, pass_number: int = 1,
-    passes: int = 1,
-) -> NDArray:  # fmt: skip
-    """work(block) for all blocks of 0..count-1, on the step's workers; the results, concatenated in order.
+    ctx: StepContext, work: Callable[[Block], R], count: int, *, block_size: int, pass_number: int = 1, passes: int = 1
+) -> list[R]:
+    """work(block) for all blocks of 0..count-1, on the step's workers; the results, in the blocks' order.
 
     Progress counts this as one of so many passes over all of them.
     """
@@ -31,7 +30,7 @@ def map_blocks(
         ctx.progress(done=done, total=count * passes, unit="img")
 
     ctx.progress(done=done, total=count * passes, unit="img")
-    return np.concatenate(ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show))
+    return ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show)
 
 
 def worker_device(resources: Resources) -> str:

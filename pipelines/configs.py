@@ -54,14 +54,16 @@ class RunConfig:
         self._check_seeds()
 
     def _check_respacing(self) -> None:
-        respacing = self.sample.sampler.respacing
-        try:
-            kept_timesteps(self.diffusion.num_timesteps, respacing)
-        except ValueError as error:
-            raise ValueError(
-                f"sample.sampler.respacing={respacing!r} with diffusion.num_timesteps="
-                f"{self.diffusion.num_timesteps}: {error}"
-            ) from error
+        for name, respacing in (
+            ("sample.sampler.respacing", self.sample.sampler.respacing),
+            ("nll.respacing", self.nll.respacing),
+        ):
+            try:
+                kept_timesteps(self.diffusion.num_timesteps, respacing)
+            except ValueError as error:
+                raise ValueError(
+                    f"{name}={respacing!r} with diffusion.num_timesteps={self.diffusion.num_timesteps}: {error}"
+                ) from error
 
     def _check_seeds(self) -> None:
         seeds = {"seed": self.seed, "nll.seed": self.nll.seed, "sample.seed": self.sample.seed}

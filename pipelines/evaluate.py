@@ -146,7 +146,7 @@ def _extract(
     config: FeaturesConfig, images: np.ndarray, images_protocol: dict[str, str | int], ctx: StepContext
 ) -> None:
     work = partial(extract_block, config, images, ctx.resources)
-    features = map_blocks(ctx, work, len(images), block_size=BLOCK)
+    features = np.concatenate(map_blocks(ctx, work, len(images), block_size=BLOCK))
     network = dict(EfficientNetLite0Features.protocol_at(config.size))
     protocol = json.dumps({"network": network, "images": images_protocol})
     np.savez(ctx.output / FEATURES_FILE, features=features, protocol=np.array(protocol))

@@ -6,7 +6,7 @@ python pipelines/nll.py tiny --store artifacts
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,16 +16,31 @@ import torch
 from torch import Tensor
 
 from diffusion.ema import rate_name
+from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.likelihood import Cdf
-from diffusion.nll import FEWEST_IMAGES, NllEstimate, is_within, nll_estimate, nll_full, pilot, summarize
+from diffusion.nll import (
+    FEWEST_IMAGES,
+    NllEstimate,
+    is_within,
+    nll_estimate,
+    nll_full,
+    pilot,
+    prior_bpd,
+    summarize,
+)
+from diffusion.schedule import respace
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.data import read_split
 from pipelines.train import TrainedModel, TrainStepConfig, load_trained, to_tensor, to_unit_range, trained_config
 
-VERSION = 2
+VERSION = 3
 BLOCK = 64  # images a worker evaluates at a time
 PILOT_IMAGES = 8
+NLL_FILE = "nll.npz"
+
+Where = tuple[Path, Path, Resources]
+"""The trained model, the data set, and what a worker may use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +83,9 @@ class NllConfig:
     """Which terms of the bound are evaluated."""
     images: int | None = None
     """How many test images, in the data set's order; None takes all."""
+    respacing: str = ""
+    """Of which chain: "" all T steps, otherwise a shorter one, written as in sample.sampler.respacing."""
+    clip_denoised: bool = True
     cdf: Cdf = "approximate"
     """The normal CDF in the decoder: published is the tanh approximation."""
     seed: int = 0
@@ -89,34 +107,66 @@ def nll_step(config: NllConfig, *, train: Step, dataset: Step) -> Step:
     return Step(name="nll", version=VERSION, config=config, inputs={"train": train, "dataset": dataset}, run=measure)
 
 
+@dataclass(frozen=True)
+class BlockNll:
+    """What a worker measured of its block of n images, in float64."""
+
+    nll_bpd: np.ndarray
+    """(n,): the bound, prior included."""
+    prior_bpd: np.ndarray
+    """(n,): the part of it that is exact."""
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
+    """Of all terms, by name, (T,): sums over the images, step t at index t."""
+
+
 def measure(config: NllConfig, ctx: StepContext) -> None:
-    """Measure the bound on the test split; nll.npz has every round of every image."""
+    """Measure the bound on the test split.
+
+    nll.npz has nll_bpd (rounds, images) and prior_bpd (images,). Of all terms it also has terms_bpd, xstart_mse and
+    eps_mse, means over the images, and timestep, the step of the model's own chain: (T,) each, in increasing t.
+    """
     images = len(read_split(ctx.inputs["dataset"], "test").images[: config.images])
     where = (ctx.inputs["train"], ctx.inputs["dataset"], ctx.resources)
-    if isinstance(config.terms, AllTerms):
-        rounds = map_blocks(ctx, partial(measure_all, config, *where), images, block_size=BLOCK)[None]
-    else:
-        rounds = _measure_rounds(config, config.terms, where, images, ctx)
-    np.savez(ctx.output / "nll.npz", nll_bpd=rounds)
-    estimate = summarize(torch.from_numpy(rounds))
-    ctx.write_metrics(
-        summary(estimate), protocol={"nll_bpd": protocol(config, estimate, trained_config(ctx.inputs["train"]))}
+    trained = trained_config(ctx.inputs["train"])
+    found = (
+        _measure_all_terms(config, where, images, trained.diffusion, ctx)
+        if isinstance(config.terms, AllTerms)
+        else _measure_rounds(config, config.terms, where, images, ctx)
     )
+    np.savez(ctx.output / NLL_FILE, **found)  # type: ignore[arg-type]  # its stub takes the arrays for allow_pickle
+    estimate = summarize(torch.from_numpy(found["nll_bpd"]))
+    metrics = {**summary(estimate), "prior_bpd": float(found["prior_bpd"].mean())}
+    ctx.write_metrics(metrics, protocol={"nll_bpd": protocol(config, estimate, trained)})
+
+
+def _measure_all_terms(
+    config: NllConfig, where: Where, images: int, diffusion: DiffusionConfig, ctx: StepContext
+) -> dict[str, np.ndarray]:
+    blocks = map_blocks(ctx, partial(measure_all, config, *where), images, block_size=BLOCK)
+    means = {name: sum(block.sums[name] for block in blocks) / images for name in blocks[0].sums}
+    timestep = respace(build_schedule(diffusion), config.respacing).timestep_map.numpy()
+    return {
+        "nll_bpd": np.concatenate([block.nll_bpd for block in blocks])[None],
+        "prior_bpd": np.concatenate([block.prior_bpd for block in blocks]),
+        **means,
+        "timestep": timestep,
+    }
 
 
 def _measure_rounds(
-    config: NllConfig, terms: DrawnTerms, where: tuple[Path, Path, Resources], images: int, ctx: StepContext
-) -> np.ndarray:
+    config: NllConfig, terms: DrawnTerms, where: Where, images: int, ctx: StepContext
+) -> dict[str, np.ndarray]:
     pilot_block = (0, min(PILOT_IMAGES, images))
     (density,) = ctx.backend.map(partial(measure_pilot, config, *where), [pilot_block], resources=ctx.resources)
     rounds: list[np.ndarray] = []
     while len(rounds) < terms.rounds:
         work = partial(measure_drawn, config, *where, density, len(rounds))
-        rounds.append(map_blocks(ctx, work, images, block_size=BLOCK, pass_number=len(rounds) + 1, passes=terms.rounds))
+        blocks = map_blocks(ctx, work, images, block_size=BLOCK, pass_number=len(rounds) + 1, passes=terms.rounds)
+        rounds.append(np.concatenate([block.nll_bpd for block in blocks]))
         estimate = summarize(torch.from_numpy(np.stack(rounds)))
         if terms.interval_bpd is not None and is_within(estimate, terms.interval_bpd):
             break
-    return np.stack(rounds)
+    return {"nll_bpd": np.stack(rounds), "prior_bpd": np.concatenate([block.prior_bpd for block in blocks])}
 
 
 def summary(estimate: NllEstimate) -> dict[str, float]:
@@ -136,11 +186,12 @@ def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig)
     """What two NLLs must share to be compared. How many rounds an interval took is not among it."""
     return {
         "bound": _bound(config.terms),
+        "chain": f"respacing {config.respacing}" if config.respacing else "all T steps",
         "decoder": f"{config.cdf} CDF",
         "split": "test",
         "images": estimate.images,
         "weights": f"EMA {rate_name(trained.train.ema.rates[0])}",
-        "x_start": "clipped",
+        "x_start": "clipped" if config.clip_denoised else "not clipped",
         "seed": config.seed,
     }
 
@@ -155,40 +206,52 @@ def _bound(terms: AllTerms | DrawnTerms) -> str:
 
 def measure_pilot(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> Tensor:
     """The density from which the terms of all blocks are drawn, from the images of one."""
-    model, x_start = _load(train, dataset, resources, block)
-    return pilot(model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed, cdf=config.cdf)
+    model, x_start = _load(config, train, dataset, resources, block)
+    return pilot(
+        model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
+        clip_denoised=config.clip_denoised, cdf=config.cdf,
+    )  # fmt: skip
 
 
 def measure_drawn(
     config: NllConfig, train: Path, dataset: Path, resources: Resources, density: Tensor, round: int, block: Block
-) -> np.ndarray:
-    """One round of the block's test images, in bits/dim, float64."""
+) -> BlockNll:
+    """One round of the block's test images."""
     assert isinstance(config.terms, DrawnTerms)
-    model, x_start = _load(train, dataset, resources, block)
-    index = torch.arange(*block, device=x_start.device)
+    model, x_start = _load(config, train, dataset, resources, block)
     bits = nll_estimate(
-        model.diffusion, model.schedule, model.network, x_start=x_start, index=index, seed=config.seed,
-        density=density, draws=config.terms.draws, round=round, cdf=config.cdf,
+        model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed, density=density,
+        index=torch.arange(*block, device=x_start.device), draws=config.terms.draws, round=round,
+        clip_denoised=config.clip_denoised, cdf=config.cdf,
     )  # fmt: skip
-    return bits.double().cpu().numpy()
+    return BlockNll(_array(bits), _array(prior_bpd(model.schedule, x_start)))
 
 
-def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> np.ndarray:
-    """The whole bound of the block's test images, in bits/dim, float64."""
-    model, x_start = _load(train, dataset, resources, block)
-    index = torch.arange(*block, device=x_start.device)
+def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> BlockNll:
+    """The whole bound of the block's test images."""
+    model, x_start = _load(config, train, dataset, resources, block)
     found = nll_full(
-        model.diffusion, model.schedule, model.network, x_start=x_start, index=index, seed=config.seed,
-        cdf=config.cdf,
+        model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
+        index=torch.arange(*block, device=x_start.device), clip_denoised=config.clip_denoised, cdf=config.cdf,
     )  # fmt: skip
-    return found.total_bpd.double().cpu().numpy()
+    curves = {"terms_bpd": found.terms, "xstart_mse": found.xstart_mse, "eps_mse": found.eps_mse}
+    sums = {name: _array(values.sum(dim=0)) for name, values in curves.items()}
+    return BlockNll(_array(found.total_bpd), _array(found.prior_bpd), sums)
 
 
-def _load(train: Path, dataset: Path, resources: Resources, block: Block) -> tuple[TrainedModel, Tensor]:
-    """The model and the block's test images, on this worker's device."""
+def _load(
+    config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block
+) -> tuple[TrainedModel, Tensor]:
+    """The model with the chain that is measured, and the block's test images, on this worker's device."""
     device = worker_device(resources)
     images = read_split(dataset, "test").images[slice(*block)]
-    return load_trained(train, device=device), to_unit_range(to_tensor(images)).to(device)
+    model = load_trained(train, device=device)
+    model = replace(model, schedule=respace(model.schedule, config.respacing))
+    return model, to_unit_range(to_tensor(images)).to(device)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()
 
 
 if __name__ == "__main__":

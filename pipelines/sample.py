@@ -50,7 +50,7 @@ def sample_step(config: SampleConfig, *, train: Step) -> Step:
 def draw(config: SampleConfig, ctx: StepContext) -> None:
     """Draw config.count images: samples.npz (arr_0, uint8 NHWC, the published evaluator's layout) and grid.png."""
     work = partial(draw_block, config, ctx.inputs["train"], ctx.resources)
-    images = map_blocks(ctx, work, config.count, block_size=BLOCK)
+    images = np.concatenate(map_blocks(ctx, work, config.count, block_size=BLOCK))
     np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
     (ctx.output / PROTOCOL_FILE).write_text(json.dumps(protocol(config, trained_config(ctx.inputs["train"]))))
     image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)
