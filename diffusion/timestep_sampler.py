@@ -121,10 +121,11 @@ class LossSecondMomentSampler:
         """By inverting the cumulative distribution at each uniform; see TimestepSampler."""
         p = self.probabilities()
         cumulative = torch.cumsum(p, dim=0)
-        cumulative = cumulative / cumulative[-1]
-        t = torch.searchsorted(cumulative, uniforms.cpu().double(), right=True).clamp(max=self._num_timesteps - 1)
-        weights = 1 / (self._num_timesteps * p[t])
-        return t.to(uniforms.device), weights.to(uniforms.device, torch.float32)
+        # The tables go to the uniforms, and nothing back, which would make the host wait for a GPU.
+        cumulative = (cumulative / cumulative[-1]).to(uniforms.device)
+        weights = (1 / (self._num_timesteps * p)).to(uniforms.device, torch.float32)
+        t = torch.searchsorted(cumulative, uniforms.double(), right=True).clamp(max=self._num_timesteps - 1)
+        return t, weights[t]
 
     def update(self, t: Steps, losses: PerExample) -> None:
         """The newest history_per_term losses of each pool replace the oldest, in the batch's order."""
