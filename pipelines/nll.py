@@ -143,7 +143,7 @@ def _measure_all_terms(
     config: NllConfig, where: Where, images: int, diffusion: DiffusionConfig, ctx: StepContext
 ) -> dict[str, np.ndarray]:
     blocks = map_blocks(ctx, partial(measure_all, config, *where), images, block_size=BLOCK)
-    means = {name: sum(block.sums[name] for block in blocks) / images for name in blocks[0].sums}
+    means = {name: np.sum([block.sums[name] for block in blocks], axis=0) / images for name in blocks[0].sums}
     timestep = respace(build_schedule(diffusion), config.respacing).timestep_map.numpy()
     return {
         "nll_bpd": np.concatenate([block.nll_bpd for block in blocks])[None],

@@ -51,6 +51,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "diffusion.vlb_weight=0"], "diffusion.vlb_weight=0"),
         ([STUDY, "--set", "sample.sampler.respacing=1500"], "num_timesteps=1000"),
         ([STUDY, "--set", "sample.sampler.respacing=often"], "write a count"),
+        ([STUDY, "--set", "nll.respacing=1500"], "nll.respacing='1500' with diffusion.num_timesteps=1000"),
         ([STUDY, "--set", "model.num_classes=10"], "model.num_classes=10"),
         ([STUDY, "--set", "sample.count=100"], "sample.count=100"),
         ([STUDY, "--set", "sample.count=2", "--set", "metrics.kid_subset_size=2"], "at least 3 images"),
