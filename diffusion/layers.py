@@ -1,6 +1,7 @@
-"""Which blocks is the U-Net made of? Embeddings of t, residual blocks, attention, resampling. Assembled in unet.py.
+"""Which blocks are the networks made of? Embeddings of t, residual blocks, attention, resampling.
 
-Names and shapes of the parameters are those of the published models, so that their weights fit by name.
+Assembled in trunk.py. Names and shapes of the parameters are those of the published models, so that their weights fit
+by name. Norms, softmax, embeddings and the output head are computed in float32 or more, whatever the rest is in.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 NORM_GROUPS = 32  # GroupNorm's groups in every published model
 
 Conditioning = Literal["adagn", "additive"]
 Resample = Literal["none", "up", "down"]
+AttentionLayout = Literal["legacy", "new"]
+"""How the 3C channels of an attention's qkv are arranged: legacy is head, then q, k, v; new is q, k, v, then head."""
 
 FeatureMap = Float[Tensor, "b c h w"]
 Resampled = Float[Tensor, "b c h2 w2"]  # the size may differ
@@ -33,9 +37,22 @@ def timestep_frequencies(dim: int) -> Float[Tensor, "half"]:
 
 
 def timestep_embedding(model_t: Float[Tensor, "b"], frequencies: Float[Tensor, "half"]) -> Float[Tensor, "b dim"]:
-    """Sinusoids of t, whole or fractional: the cosines of all frequencies, then the sines."""
-    phase = model_t.float()[:, None] * frequencies
+    """Sinusoids of t, whole or fractional: the cosines of all frequencies, then the sines; float32."""
+    phase = model_t.float()[:, None] * frequencies.float()
     return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm of 32 groups, computed in float32 or more; the result has the dtype of what came in."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(NORM_GROUPS, channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of shape (b, channels, ...)."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return functional.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 class ResBlock(nn.Module):
@@ -53,19 +70,21 @@ class ResBlock(nn.Module):
         dropout: float,
         conditioning: Conditioning,
         resample: Resample = "none",
+        skip_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.conditioning = conditioning
         self.resample = resample
+        self.skip_scale = skip_scale
         self.in_layers = nn.Sequential(
-            group_norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
-        # Identity holds the place of the published SiLU, which is the same for every block: the U-Net applies it once.
+        # Identity holds the place of the published SiLU, which is the same for every block: the trunk applies it once.
         self.emb_layers = nn.Sequential(
             nn.Identity(), nn.Linear(emb_channels, out_channels * (2 if conditioning == "adagn" else 1))
         )
         self.out_layers = nn.Sequential(
-            group_norm(out_channels),
+            GroupNorm(out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
             zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -76,9 +95,8 @@ class ResBlock(nn.Module):
         """emb is the embedding of t after its SiLU."""
         norm, silu, conv = self.in_layers
         h = conv(resampled(silu(norm(x)), self.resample))
-        h = self._conditioned(h, self.emb_layers(emb)[:, :, None, None])
-        skip: Tensor = self.skip_connection(resampled(x, self.resample))
-        return skip + h
+        h = self._conditioned(h, self.emb_layers(emb).to(h.dtype)[:, :, None, None])
+        return merged(self.skip_connection(resampled(x, self.resample)), h, self.skip_scale)
 
     def _conditioned(self, h: FeatureMap, emb: Float[Tensor, "b e 1 1"]) -> Tensor:
         norm, silu, dropout, conv = self.out_layers
@@ -91,55 +109,73 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map, with a skip (channel order of IDDPM: head, then q, k, v)."""
+    """Self-attention over the pixels of a feature map, with a skip."""
 
-    def __init__(self, channels: int, *, num_heads: int) -> None:
+    def __init__(self, channels: int, *, num_heads: int, layout: AttentionLayout, skip_scale: float = 1.0) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = group_norm(channels)
+        self.layout = layout
+        self.skip_scale = skip_scale
+        self.norm = GroupNorm(channels)
         # Conv1d for the shapes of the published weights; as 1x1 convolutions they are applied as matrix products.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         """Softmax(q k / sqrt(channels per head)) v over all pixels."""
-        batch, channels, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        qkv = functional.linear(tokens, self.qkv.weight[:, :, 0], self.qkv.bias)
-        q, k, v = qkv.view(batch, height * width, self.num_heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
-        h = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, height * width, channels)
-        h = functional.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
-        return x + h.transpose(1, 2).reshape(x.shape)
+        h = attention(pointwise(self.qkv, tokens), num_heads=self.num_heads, layout=self.layout)
+        h = pointwise(self.proj_out, h)
+        return merged(x, h.transpose(1, 2).reshape(x.shape), self.skip_scale)
+
+
+def attention(qkv: Float[Tensor, "b n c3"], *, num_heads: int, layout: AttentionLayout) -> Float[Tensor, "b n c"]:
+    """Softmax(q k / sqrt(channels per head)) v over n tokens, softmax in float32 or more."""
+    batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    if layout == "legacy":
+        q, k, v = qkv.view(batch, tokens, num_heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
+    else:
+        q, k, v = qkv.view(batch, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    h = functional.scaled_dot_product_attention(q, k, v)
+    return h.transpose(1, 2).reshape(batch, tokens, channels)
+
+
+def pointwise(conv: nn.Conv1d, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c_out"]:
+    """A convolution of one pixel, applied to tokens."""
+    return functional.linear(tokens, conv.weight[:, :, 0], conv.bias)
 
 
 class Downsample(nn.Module):
-    """Half the size by a 3x3 convolution of stride 2."""
+    """Half the size: by a 3x3 convolution of stride 2, or by means of 2x2."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, convolve: bool) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op: nn.Module = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if convolve else nn.AvgPool2d(2)
 
     def forward(self, x: FeatureMap) -> Resampled:
         return self.op(x)
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbours, then a 3x3 convolution."""
+    """Twice the size by nearest neighbours, then by choice a 3x3 convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, convolve: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if convolve else None
 
     def forward(self, x: FeatureMap) -> Resampled:
-        return self.conv(resampled(x, "up"))
+        x = resampled(x, "up")
+        return x if self.conv is None else self.conv(x)
 
 
 class EmbedSequential(nn.ModuleList):
     """Layers in a row, of which the residual blocks also receive the embedding."""
 
-    def forward(self, x: FeatureMap, emb: Embedding) -> Output:
+    def forward(self, x: FeatureMap, emb: Embedding, *, recompute: bool = False) -> Output:
+        """recompute: keep nothing of a block for its gradient but what went in, and run it again then."""
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            inputs = (x, emb) if isinstance(layer, ResBlock) else (x,)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x
 
 
@@ -152,9 +188,9 @@ def resampled(x: FeatureMap, resample: Resample) -> Resampled:
     return x
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm as in every published model; channels must be a multiple of 32."""
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-5)
+def merged(skip: Tensor, residual: Tensor, scale: float) -> Tensor:
+    """What leaves a residual block: the sum, by choice scaled."""
+    return skip + residual if scale == 1.0 else (skip + residual) * scale
 
 
 def zero_init(module: M) -> M:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from safetensors import safe_open
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,10 +32,11 @@ from orchestrator.step import JOURNAL_FILE, Step, StepContext, write_progress
 from pipelines.data import read_split
 from pipelines.metrics_window import MetricsWindow
 
-VERSION = 1
+VERSION = 2
 LOG_EVERY_STEPS = 10
 PROGRESS_SECONDS = 1.0
 MODEL_FILE = "model.safetensors"
+CONFIG = "config"  # in the header of weights, beside the network's own description
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +107,9 @@ class TrainingRun:
         self.output = output
         self.images = images.to(spmd.device)
         self.schedule = build_schedule(config.diffusion).to(spmd.device)
-        network = build_network(config.model, config.diffusion, seed=config.seed).to(spmd.device)
-        self.state: TrainState = build_train_state(config.train, config.diffusion, network)
-        self.module: nn.Module = DistributedDataParallel(network) if spmd.world_size > 1 else network
+        self.network = build_network(config.model, config.diffusion, seed=config.seed).to(spmd.device)
+        self.state: TrainState = build_train_state(config.train, config.diffusion, self.network)
+        self.module: nn.Module = DistributedDataParallel(self.network) if spmd.world_size > 1 else self.network
         self.checkpoints = CheckpointDirectory(output / "checkpoints")
         self.damage: list[str] = []
         """What was wrong with checkpoints when training resumed: told in the step's notes."""
@@ -162,8 +164,8 @@ class TrainingRun:
         return {"metrics": metrics, "notes": [length, *self._notes(), *self.damage]}
 
     def _write_weights(self, file: str, rate: float) -> None:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.ema_weights(rate).items()}
-        save_file(weights, self.output / file, metadata={"config": canonical_json(to_dict(self.config))})
+        config = canonical_json(to_dict(self.config))
+        self.network.save(self.output / file, weights=self.state.ema_weights(rate), metadata={CONFIG: config})
 
     def _batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(step, index of each example within the global batch, x_start) for this rank, until training ends."""
@@ -230,23 +232,26 @@ def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -
     """The U-Net with initial weights that are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
-    # Convolutions are a tenth faster so, on CPUs.
+        return channels_last(UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1)))
+
+
+def channels_last(network: UNet) -> UNet:
+    """The network itself with its weights laid out so that convolutions are a tenth faster, on CPUs."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
     """The model a train step left, ready for evaluation."""
     config = trained_config(train_output)
-    network = build_network(config.model, config.diffusion, seed=config.seed)
-    network.load_state_dict(load_file(train_output / MODEL_FILE))
-    network.eval().requires_grad_(False).to(device)
+    network = channels_last(UNet.from_checkpoint(train_output / MODEL_FILE, device=device))
+    network.eval().requires_grad_(False)
     return TrainedModel(network, config.diffusion, build_schedule(config.diffusion).to(device))
 
 
 def trained_config(train_output: Path) -> TrainStepConfig:
     """The config a model was trained with, from the header of its weights."""
-    return from_dict(TrainStepConfig, json.loads(_safetensors_header(train_output / MODEL_FILE)["config"]))
+    with safe_open(str(train_output / MODEL_FILE), framework="pt") as file:
+        return from_dict(TrainStepConfig, json.loads(file.metadata()[CONFIG]))
 
 
 def read_images(dataset: Path) -> Tensor:
@@ -266,12 +271,6 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _safetensors_header(file: Path) -> dict[str, str]:
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return json.loads(stream.read(length))["__metadata__"]
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_a_resampling_block_changes_the_size_of_what_it_skips_too(resample, size
     [
         {},
         {"channels": 3, "channel_mult": (1, 2, 2), "num_res_blocks": 2, "attention_resolutions": ()},
-        {"resblock_updown": True, "num_heads": None, "num_head_channels": 16},
+        {"resampling": "residual", "num_heads": None, "num_head_channels": 16},
         {"conditioning": "additive", "attention_resolutions": (8, 4)},
     ],
 )

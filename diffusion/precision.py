@@ -1,0 +1,53 @@
+"""In which dtype does a network compute? float32, or 16 bits with float32 where the papers have it.
+
+Either by autocast, which leaves the weights alone and is for training, or by weights of the torso that are 16 bits
+themselves, which is for inference and half the memory. Norms, softmax, embeddings of t and class and the output head
+stay float32 in both.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.checkpoints import Network
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+N = TypeVar("N", bound=Network)
+
+
+def autocast(device: str | torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Forwards inside compute in that precision, and gradients of them too; fp16 also needs a scaled loss."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+
+
+def to_inference_dtype(network: N, precision: Precision) -> N:
+    """The network itself, the convolutions of its torso in that precision: the published rule for float16 weights.
+
+    Attention's projections are convolutions of one pixel; linear layers, embeddings and norms keep their dtype.
+    """
+    for part in network.torso:
+        for module in part.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                module.to(DTYPES[precision])
+    return network
+
+
+def in_torso_dtype(network: Network, x: Tensor) -> Tensor:
+    """x as the torso takes it."""
+    return x.to(next(network.torso[0].parameters()).dtype)
+
+
+def float32_island(like: Tensor) -> AbstractContextManager[object]:
+    """Inside, autocast is off for what is computed on the device of `like`."""
+    if like.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
