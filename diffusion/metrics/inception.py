@@ -82,7 +82,7 @@ def clean_fid_frechet_distance(
     cov_second: NDArray[np.float64],
 ) -> float:
     """The distance by clean-fid's code. Where covariances are singular, frechet.py is the more exact one."""
-    _declare_missing_torchvision_operators()
+    declare_missing_torchvision_operators()
     from cleanfid.fid import frechet_distance
 
     return float(frechet_distance(mean_first, cov_first, mean_second, cov_second))
@@ -121,7 +121,7 @@ def _check(images: np.ndarray) -> None:
 _declared: list[torch.library.Library] = []  # declarations last only as long as this object
 
 
-def _declare_missing_torchvision_operators() -> None:
+def declare_missing_torchvision_operators() -> None:
     """Let torchvision be imported beside a torch that its binary does not fit (CPU-only torch, CUDA torchvision).
 
     Its Python code registers shapes for two operators of that binary at import and fails where they are missing. Their
