@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from diffusion.gaussian import DiffusionConfig, p_mean_variance, predict_eps_from_xstart, q_sample
-from diffusion.likelihood import Cdf, gaussian_kl, nats_to_bpd
+from diffusion.likelihood import Cdf, nats_to_bpd
 from diffusion.losses import vlb_of
 from diffusion.randomness import NLL_DRAWN_NOISE, NLL_NOISE, NLL_TIMESTEP, PILOT, normal, uniform
 from diffusion.schedule import NoiseSchedule
@@ -238,12 +238,12 @@ def term_at(
 
 
 def prior_bpd(schedule: NoiseSchedule, x_start: Images) -> PerExample:
-    """KL(q(x_T | x_0) || N(0, I)) in bits/dim (float64): what the last step has not yet made noise."""
-    last = schedule.num_timesteps - 1
-    mean = schedule.sqrt_alphas_cumprod[last] * x_start.double()
-    log_variance = schedule.log_one_minus_alphas_cumprod[last].expand_as(mean)
-    zero = torch.zeros_like(mean)
-    return nats_to_bpd(gaussian_kl(mean, log_variance, zero, zero))
+    """KL(q(x_T | x_0) || N(0, I)) in bits/dim (float64): what the last step has not yet made noise.
+
+    (abar (x_0^2 - 1) - log(1 - abar)) / 2 at t = T - 1: gaussian_kl, with the ones that cancel left out.
+    """
+    alpha, log_variance = schedule.alphas_cumprod[-1], schedule.log_one_minus_alphas_cumprod[-1]
+    return nats_to_bpd((alpha * (x_start.double() ** 2 - 1) - log_variance) / 2)
 
 
 def _check_density(density: Float[Tensor, "T_minus_1"], schedule: NoiseSchedule) -> None:
