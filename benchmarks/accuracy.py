@@ -2,22 +2,24 @@
 
 The truth is worked out pixel by pixel with mpmath from the betas' own definition and Bayes' rule, never from a table
 of ours. An error is relative to the largest value of its image; printed is the worst over all t and images.
-    python benchmarks/accuracy.py > docs/results/accuracy.md
+    PYTHONPATH=. python benchmarks/accuracy.py > docs/results/accuracy.md
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from itertools import chain as chain_up
 
 import torch
 from mpmath import mp, mpf
 from torch import Tensor
 
+from benchmarks._truth import Chain, Truth, page
 from diffusion.gaussian import (
     DiffusionConfig,
+    Prediction,
     build_schedule,
     p_mean_variance,
     predict_eps_from_xstart,
@@ -27,53 +29,17 @@ from diffusion.gaussian import (
     q_posterior,
     q_sample,
 )
-from diffusion.guidance import condition_mean, guided_eps, score_from_eps
+from diffusion.guidance import condition_mean, condition_score, eps_from_score, guided_eps, score_from_eps
 from diffusion.likelihood import Cdf, discretized_gaussian_log_likelihood, gaussian_kl
 from diffusion.losses import diffusion_losses, vlb_term
 from diffusion.nll import prior_bpd
 from diffusion.sampling import SamplerConfig, ancestral_step, ddim_step, ddim_step_up
 from diffusion.schedule import NoiseSchedule, respace
 
-mp.dps = 50
 PIXELS = 6
-ETA = 0.5
+ETAS = (0.0, 0.5, 1.0)
 Numbers = list[list[mpf]]  # [image][pixel]
 Compared = tuple[str, Tensor, Numbers]  # name, ours, the truth
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A schedule in 50 digits, from its definition."""
-
-    name: str
-    num_timesteps: int
-
-    @cached_property
-    def betas(self) -> list[mpf]:
-        T = self.num_timesteps
-        if self.name == "linear":
-            low, high = mpf("0.1") / T, mpf(20) / T
-            return [low + (high - low) * i / (T - 1) for i in range(T)]
-        levels = [mp.cos((mpf(i) / T + mpf("0.008")) / mpf("1.008") * mp.pi / 2) ** 2 for i in range(T + 1)]
-        return [min(1 - levels[i + 1] / levels[i], mpf("0.999")) for i in range(T)]
-
-    @cached_property
-    def bars(self) -> list[mpf]:
-        """alpha-bar after 0, 1, ..., T steps."""
-        bars = [mpf(1)]
-        for beta in self.betas:
-            bars.append(bars[-1] * (1 - beta))
-        return bars
-
-    def posterior_variance(self, t: int) -> mpf:
-        """Bayes: the prior N(., 1 - bar_{t-1}) has its precision, the step to x_t adds (1 - beta) / beta."""
-        return 1 / (1 / (1 - self.bars[t]) + (1 - self.betas[t]) / self.betas[t])
-
-    def posterior_mean(self, t: int, x_start: mpf, x_t: mpf) -> mpf:
-        if t == 0:
-            return x_start
-        seen = mp.sqrt(1 - self.betas[t]) * x_t / self.betas[t]
-        return self.posterior_variance(t) * (mp.sqrt(self.bars[t]) * x_start / (1 - self.bars[t]) + seen)
 
 
 def tables(chain: Chain, schedule: NoiseSchedule) -> Iterator[tuple[str, Tensor, list[mpf]]]:
@@ -105,84 +71,6 @@ def tables(chain: Chain, schedule: NoiseSchedule) -> Iterator[tuple[str, Tensor,
     }
     for name, truth in truths.items():
         yield name, getattr(schedule, name), truth
-
-
-class Truth:
-    """The papers' formulas in 50 digits, of one pixel at one t."""
-
-    def __init__(self, chain: Chain) -> None:
-        self.chain, self.bars = chain, chain.bars
-
-    def noised(self, t: int, x_start: mpf, eps: mpf) -> mpf:
-        return mp.sqrt(self.bars[t + 1]) * x_start + mp.sqrt(1 - self.bars[t + 1]) * eps
-
-    def start(self, t: int, x_t: mpf, eps: mpf) -> mpf:
-        return (x_t - mp.sqrt(1 - self.bars[t + 1]) * eps) / mp.sqrt(self.bars[t + 1])
-
-    def start_of_mean(self, t: int, x_t: mpf, x_prev: mpf) -> mpf:
-        """The posterior mean is linear in x_start: where it passes through x_prev."""
-        at_zero = self.chain.posterior_mean(t, mpf(0), x_t)
-        return (x_prev - at_zero) / (self.chain.posterior_mean(t, mpf(1), x_t) - at_zero)
-
-    def eps_of(self, t: int, x_t: mpf, x_start: mpf) -> mpf:
-        return (x_t - mp.sqrt(self.bars[t + 1]) * x_start) / mp.sqrt(1 - self.bars[t + 1])
-
-    def clipped(self, t: int, x_t: mpf, eps: mpf) -> mpf:
-        return min(mpf(1), max(mpf(-1), self.start(t, x_t, eps)))
-
-    def p_mean(self, t: int, x_t: mpf, eps: mpf) -> mpf:
-        return self.chain.posterior_mean(t, self.clipped(t, x_t, eps), x_t)
-
-    def p_log_variance(self, t: int, v: mpf) -> mpf:
-        fraction = (v + 1) / 2
-        smallest = mp.log(self.chain.posterior_variance(max(t, 1)))
-        return fraction * mp.log(self.chain.betas[t]) + (1 - fraction) * smallest
-
-    def p_variance(self, t: int, v: mpf) -> mpf:
-        return mp.exp(self.p_log_variance(t, v))
-
-    def kl(self, t: int, mean1: mpf, log_variance1: mpf, mean2: mpf, log_variance2: mpf) -> mpf:
-        spread = mp.exp(log_variance1) + (mean1 - mean2) ** 2
-        return (log_variance2 - log_variance1 + spread / mp.exp(log_variance2) - 1) / 2
-
-    def decoder(self, cdf: Callable[[mpf], mpf], t: int, x_start: mpf, mean: mpf, log_variance: mpf) -> mpf:
-        deviation = mp.exp(log_variance / 2)
-        above = cdf((x_start + mpf(1) / 255 - mean) / deviation) if x_start < mpf("0.999") else mpf(1)
-        below = cdf((x_start - mpf(1) / 255 - mean) / deviation) if x_start > mpf("-0.999") else mpf(0)
-        return mp.log(max(above - below, mpf("1e-12")))
-
-    def bits(self, t: int, x_start: mpf, x_t: mpf, eps: mpf, v: mpf) -> mpf:
-        """The pixel's part of L_t, unclipped."""
-        mean, log_variance = self.chain.posterior_mean(t, self.start(t, x_t, eps), x_t), self.p_log_variance(t, v)
-        if t == 0:
-            return -self.decoder(page, t, x_start, mean, log_variance) / mp.log(2)
-        q_mean, q_log_variance = self.chain.posterior_mean(t, x_start, x_t), mp.log(self.chain.posterior_variance(t))
-        return self.kl(t, q_mean, q_log_variance, mean, log_variance) / mp.log(2)
-
-    def prior(self, t: int, x_start: mpf) -> mpf:
-        last = self.bars[-1]
-        return self.kl(t, mp.sqrt(last) * x_start, mp.log(1 - last), mpf(0), mpf(0)) / mp.log(2)
-
-    def ancestral(self, t: int, x_t: mpf, eps: mpf, v: mpf, noise: mpf) -> mpf:
-        return self.p_mean(t, x_t, eps) + (mp.sqrt(self.p_variance(t, v)) * noise if t else 0)
-
-    def guided_mean(self, t: int, x_t: mpf, eps: mpf, v: mpf, gradient: mpf) -> mpf:
-        return self.p_mean(t, x_t, eps) + self.p_variance(t, v) * gradient
-
-    def ddim(self, t: int, x_t: mpf, eps: mpf, noise: mpf) -> mpf:
-        x_start, alpha, before = self.clipped(t, x_t, eps), self.bars[t + 1], self.bars[t]
-        variance = mpf(ETA) ** 2 * (1 - before) / (1 - alpha) * (1 - alpha / before)
-        direction = mp.sqrt(1 - before - variance) * self.eps_of(t, x_t, x_start)
-        return mp.sqrt(before) * x_start + direction + (mp.sqrt(variance) * noise if t else 0)
-
-    def ddim_up(self, t: int, x_t: mpf, eps: mpf) -> mpf:
-        x_start, after = self.clipped(t, x_t, eps), self.bars[t + 2] if t + 2 < len(self.bars) else mpf(0)
-        return mp.sqrt(after) * x_start + mp.sqrt(1 - after) * self.eps_of(t, x_t, x_start)
-
-
-def page(x: mpf) -> mpf:
-    """The published approximation of the normal CDF."""
-    return (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (x + mpf("0.044715") * x**3))) / 2
 
 
 class Case:
@@ -243,6 +131,7 @@ def bound(case: Case) -> Iterator[Compared]:
     yield "p_mean_variance: mean", case.p.mean, case.each(truth.p_mean, x_t, case.said)
     yield "p_mean_variance: log variance", case.p.log_variance, case.each(truth.p_log_variance, case.v)
     yield "p_mean_variance: variance", case.p.variance, case.each(truth.p_variance, case.v)
+    yield from other_predictions(case)
     pair = (case.said, case.v, case.eps, case.noise)
     yield "gaussian_kl", gaussian_kl(*pair), case.each(truth.kl, *pair)
     mean, log_variance = case.said / 4, case.v - 4
@@ -263,21 +152,51 @@ def bound(case: Case) -> Iterator[Compared]:
     yield "prior_bpd", prior_bpd(schedule, x_start), means(case.each(truth.prior, x_start))
 
 
+def other_predictions(case: Case) -> Iterator[Compared]:
+    """p of networks that say something else than eps and a variance in its range."""
+    truth, t, x_t, said = case.truth, case.t, case.x_t, case.said
+
+    def p(output: Tensor, **choices: str) -> Prediction:
+        config = replace(case.config, **{"loss": "simple", **choices})  # type: ignore[arg-type]
+        return p_mean_variance(config, case.schedule, output, x_t=x_t, t=t, clip_denoised=True)
+
+    ours = p(said, prediction="x_start", variance="fixed_small")
+    yield "mean of predicted x_start", ours.mean, case.each(truth.mean_of_clipped, x_t, said)
+    yield "fixed_small: variance", ours.variance, case.each(lambda t, x: truth.small(t), x_t)
+    ours = p(said, variance="fixed_large")
+    yield "fixed_large: log variance", ours.log_variance, case.each(lambda t, x: mp.log(truth.large(t)), x_t)
+    ours = p(torch.cat([said, case.v - 2], dim=1), variance="learned", loss="vlb")
+    yield "learned: variance", ours.variance, case.each(lambda t, v: mp.exp(v), case.v - 2)
+
+
 def steps(case: Case) -> Iterator[Compared]:
     """Sampling and guidance."""
     truth, schedule, t, x_t, said, noise = case.truth, case.schedule, case.t, case.x_t, case.said, case.noise
     bars = case.chain.bars
     step = ancestral_step(SamplerConfig(), schedule, case.p, x_t=x_t, t=t, noise=noise)
     yield "ancestral_step", step, case.each(truth.ancestral, x_t, said, case.v, noise)
-    step = ddim_step(SamplerConfig(kind="ddim", eta=ETA), schedule, case.p, x_t=x_t, t=t, noise=noise)
-    yield f"ddim_step, eta {ETA}", step, case.each(truth.ddim, x_t, said, noise)
+    for eta in ETAS:
+        step = ddim_step(SamplerConfig(kind="ddim", eta=eta), schedule, case.p, x_t=x_t, t=t, noise=noise)
+        yield f"ddim_step, eta {eta}", step, case.each(partial(truth.ddim, mpf(eta)), x_t, said, noise)
     yield "ddim_step_up", ddim_step_up(schedule, case.p, x_t=x_t, t=t), case.each(truth.ddim_up, x_t, said)
     ours = condition_mean(case.p, noise).mean
     yield "condition_mean: mean", ours, case.each(truth.guided_mean, x_t, said, case.v, noise)
+    guided = condition_score(schedule, case.p, x_t=x_t, t=t, gradient=noise)
+    yield "condition_score: x_start", guided.pred_xstart, case.each(truth.guided_start, x_t, said, noise)
     ours = guided_eps(schedule, said, t=t, gradient=noise)
     yield "guided_eps", ours, case.each(lambda t, e, g: e - mp.sqrt(1 - bars[t + 1]) * g, said, noise)
     ours = score_from_eps(schedule, said, t=t)
     yield "score_from_eps", ours, case.each(lambda t, e: -e / mp.sqrt(1 - bars[t + 1]), said)
+    ours = eps_from_score(schedule, said, t=t)
+    yield "eps_from_score", ours, case.each(lambda t, s: -s * mp.sqrt(1 - bars[t + 1]), said)
+
+
+NOTES = """\
+Large errors are the published formulas' own, which are kept: they take differences of numbers that are nearly equal.
+x_start from x_prev, divided by a coefficient of 1e-4; vlb_term at small t, where true and predicted mean differ by
+little; the approximate CDF in the tails, a difference of two tanh near 1, down to the floor of 1e-12 (the exact CDF is
+taken from the near side, and keeps its digits).
+"""
 
 
 def means(rows: Numbers) -> Numbers:
@@ -287,6 +206,7 @@ def means(rows: Numbers) -> Numbers:
 
 def worst(ours: Tensor, truth: Numbers) -> float:
     """Largest error of an image, relative to its largest value, over all images."""
+    assert ours.isfinite().all(), "max() would not see a nan"
     errors = []
     for values, exact in zip(ours.double().reshape(len(truth), -1).tolist(), truth, strict=True):
         scale = max(abs(value) for value in exact)
@@ -298,12 +218,13 @@ def worst(ours: Tensor, truth: Numbers) -> float:
 def main() -> None:
     """Print the tables as markdown."""
     print("# How exact the formulas are\n")
-    print("Largest relative error against 50 digits (`python benchmarks/accuracy.py`); schedules linear and cosine,")
+    print("Largest relative error against 50 digits (`PYTHONPATH=. python benchmarks/accuracy.py`). Linear and cosine,")
     print(
         "T = 1000 and 4000. Formulas: t = 0, 1, 2, T/4, T/2, 3T/4, T-2, T-1, learned range, x_start clipped where the"
     )
     print("papers clip it; relative to the largest pixel of an image. float32: inputs of float32, tables looked up as")
     print("float32, as published.\n")
+    print(NOTES)
     found: dict[str, dict[str, float]] = {}
     of_tables: dict[str, float] = {}
     for name in ("linear", "cosine"):
@@ -312,7 +233,7 @@ def main() -> None:
             config = DiffusionConfig(num_timesteps=T, schedule=name)  # type: ignore[arg-type]
             schedule = build_schedule(config)
             for table, ours, truth in tables(chain, schedule):
-                error = max(worst(ours[t : t + 1], [[truth[t]]]) if truth[t] else float(ours[t]) for t in range(T))
+                error = max(worst(ours[t : t + 1], [[truth[t]]]) if truth[t] else abs(float(ours[t])) for t in range(T))
                 of_tables[table] = max(of_tables.get(table, 0.0), error)
             kept = respace(schedule, "100").timestep_map.tolist()
             spaced = respace(schedule, "100").alphas_cumprod

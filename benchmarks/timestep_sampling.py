@@ -88,9 +88,9 @@ def main() -> None:
             rows.append((seen, float(values.var()) / uniform, bias))
         name = "the paper's: a history for each t" if pools is None else f"{pools} pools of neighbouring t"
         seen, variance = (statistics.median(column) for column in list(zip(*rows, strict=True))[:2])
-        print(f"| {name} | {seen:,.0f} | {variance:.4f} | {max((r[2] for r in rows), key=abs):+.1f} |")
+        print(f"| {name} | {seen:,.0f} | {variance:.1e} | {max((r[2] for r in rows), key=abs):+.1f} |")
     best = float(known.square().mean(dim=1).sqrt().mean()) ** 2 - mean**2
-    print(f"| sqrt(E[L_t^2]) itself | - | {best / uniform:.4f} | - |")
+    print(f"| sqrt(E[L_t^2]) itself | - | {best / uniform:.1e} | - |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""How does one step go forward, and back? q (Ho et al. 2020, section 2); p with fixed or learned variance (IDDPM)."""
+"""How does one step go forward, and back? q (Ho et al. 2020, section 2); p with fixed or learned variance (IDDPM).
+
+Images in any floating dtype, results in that dtype or float32, whichever is wider. In the equations beta, abar, abar'
+are betas, alphas_cumprod and alphas_cumprod_prev at t.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +85,7 @@ def build_schedule(config: DiffusionConfig) -> NoiseSchedule:
 
 
 def q_sample(schedule: NoiseSchedule, *, x_start: Images, t: Steps, eps: Images) -> Images:
-    """Draw x_t ~ q(x_t | x_0) in closed form (Ho et al. 2020, eq. 4)."""
+    """Draw x_t ~ q(x_t | x_0): sqrt(abar) x_0 + sqrt(1 - abar) eps (Ho et al. 2020, eq. 4)."""
     signal = schedule.gather(schedule.sqrt_alphas_cumprod, t, x_start)
     noise = schedule.gather(schedule.sqrt_one_minus_alphas_cumprod, t, x_start)
     return signal * x_start + noise * eps
@@ -111,14 +115,14 @@ def q_posterior_mean(schedule: NoiseSchedule, *, x_start: Images, x_t: Images, t
 
 
 def predict_xstart_from_eps(schedule: NoiseSchedule, *, x_t: Images, t: Steps, eps: Images) -> Images:
-    """The x_0 that this eps would have turned into x_t (eq. 4, solved for x_0)."""
+    """The x_0 that this eps would have turned into x_t: sqrt(1 / abar) x_t - sqrt(1 / abar - 1) eps (from eq. 4)."""
     recip = schedule.gather(schedule.sqrt_recip_alphas_cumprod, t, x_t)
     recipm1 = schedule.gather(schedule.sqrt_recipm1_alphas_cumprod, t, x_t)
     return recip * x_t - recipm1 * eps
 
 
 def predict_eps_from_xstart(schedule: NoiseSchedule, *, x_t: Images, t: Steps, pred_xstart: Images) -> Images:
-    """The eps that would have turned this x_0 into x_t (eq. 4, solved for eps)."""
+    """The eps that would have turned this x_0 into x_t: (sqrt(1 / abar) x_t - x_0) / sqrt(1 / abar - 1)."""
     recip = schedule.gather(schedule.sqrt_recip_alphas_cumprod, t, x_t)
     recipm1 = schedule.gather(schedule.sqrt_recipm1_alphas_cumprod, t, x_t)
     return (recip * x_t - pred_xstart) / recipm1

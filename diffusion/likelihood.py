@@ -22,7 +22,10 @@ Cdf = Literal["approximate", "exact"]
 
 
 def gaussian_kl(mean1: Pixels, log_variance1: Pixels, mean2: Pixels, log_variance2: Pixels) -> Pixels:
-    """KL(N1 || N2) of each pixel, in nats, summed in the published order: in float32 small ones are mostly rounding."""
+    """KL(N1 || N2) of each pixel, in nats: (-1 + lv2 - lv1 + exp(lv1 - lv2) + (m1 - m2)^2 exp(-lv2)) / 2.
+
+    Summed in the published order: in float32 small ones are mostly rounding.
+    """
     return 0.5 * (
         -1.0
         + log_variance2
@@ -33,7 +36,7 @@ def gaussian_kl(mean1: Pixels, log_variance1: Pixels, mean2: Pixels, log_varianc
 
 
 def approximate_cdf(x: Pixels) -> Pixels:
-    """The standard normal CDF, to about 2e-4 (Page 1977); the published NLLs rest on it."""
+    """The standard normal CDF, to about 2e-4: (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Page 1977)."""
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 

@@ -38,7 +38,7 @@ def diffusion_losses(
 
     For t uniform, the mean of T * vlb is L_vlb without its prior. So L_vlb is estimated by T * vlb, and L_hybrid by
     simple + vlb_weight * T * vlb, whose vlb sees the mean channels detached: they learn from L_simple alone. On a
-    respaced schedule T is its own number of steps.
+    respaced schedule T is its own number of steps. Raises ValueError for an output with the wrong number of channels.
     """
     x_t = q_sample(schedule, x_start=x_start, t=t, eps=eps)
     output = as_output(config, model(x_t, schedule.model_t(t)), channels=x_start.shape[1])
@@ -73,7 +73,10 @@ def vlb_term(
     config: DiffusionConfig, schedule: NoiseSchedule, output: ModelOutput, *,
     x_start: Images, x_t: Images, t: Steps, clip_denoised: bool,
 ) -> PerExample:  # fmt: skip
-    """L_t in bits/dim: the KL to the true posterior for t > 0, the decoder's negative log likelihood at t = 0."""
+    """L_t in bits/dim: the KL to the true posterior for t > 0, the decoder's negative log likelihood at t = 0.
+
+    IDDPM eq. 5 and 6. Raises ValueError for an output with the wrong number of channels.
+    """
     p = p_mean_variance(config, schedule, output, x_t=x_t, t=t, clip_denoised=clip_denoised)
     return vlb_of(schedule, p, x_start=x_start, x_t=x_t, t=t)
 
@@ -81,7 +84,7 @@ def vlb_term(
 def vlb_of(
     schedule: NoiseSchedule, p: Prediction, *, x_start: Images, x_t: Images, t: Steps, cdf: Cdf = "approximate"
 ) -> PerExample:
-    """vlb_term of a prediction that is already there, by a choice of the decoder's normal CDF."""
+    """vlb_term, in bits/dim, of a prediction that is already there, by a choice of the decoder's normal CDF."""
     true_mean, _, true_log_variance = q_posterior(schedule, x_start=x_start, x_t=x_t, t=t)
     kl = nats_to_bpd(gaussian_kl(true_mean, true_log_variance, p.mean, p.log_variance))
     log_likelihood = discretized_gaussian_log_likelihood(x_start, mean=p.mean, log_variance=p.log_variance, cdf=cdf)

@@ -16,9 +16,9 @@ from scipy import stats
 from torch import Tensor
 
 from diffusion.gaussian import DiffusionConfig, p_mean_variance, predict_eps_from_xstart, q_sample
-from diffusion.likelihood import Cdf, gaussian_kl, nats_to_bpd
+from diffusion.likelihood import Cdf, nats_to_bpd
 from diffusion.losses import vlb_of
-from diffusion.randomness import NLL_NOISE, NLL_TIMESTEP, PILOT, normal, uniform
+from diffusion.randomness import NLL_DRAWN_NOISE, NLL_NOISE, NLL_TIMESTEP, PILOT, normal, uniform
 from diffusion.schedule import NoiseSchedule
 from diffusion.types import Images, Model, PerExample, Steps
 
@@ -68,24 +68,26 @@ class NllEstimate:
     standard_error: float
     """As an estimate for all images these are drawn from: the spread between images, and the draws of t and noise."""
     standard_error_of_draws: float | None
-    """As an estimate of what the full loop finds for these very images; None after a single round."""
+    """As an estimate of what full loops find for these very images on average; None after a single round."""
     images: int
     rounds: int
 
     @property
     def interval_of_draws(self) -> float | None:
-        """Half the width of the 95 % interval for the full loop's mean, by Student's t."""
+        """Half the width of the 95 % interval for the mean of full loops, whose noise differs, by Student's t."""
         if self.standard_error_of_draws is None:
             return None
         return float(stats.t.ppf(0.975, self.images * (self.rounds - 1))) * self.standard_error_of_draws
 
 
 def nll_full(
-    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "n"],
+    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "b"],
     seed: int, clip_denoised: bool = True, cdf: Cdf = "approximate", batch_size: int = 512,
     on_step: Callable[[int, int], None] | None = None,
 ) -> NllTerms:  # fmt: skip
     """Every term of the bound (float64), each with noise of its own, a function of (seed, index, t): T forwards each.
+
+    x_start (n, c, h, w) in [-1, 1], of 256 levels; index is the images' place in the data set.
 
     On a respaced schedule it is the bound of the shorter chain. Batches hold pairs of t and image, batch_size at most.
     """
@@ -106,18 +108,21 @@ def nll_full(
 
 
 def nll_estimate(
-    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "n"],
+    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "b"],
     seed: int, density: Float[Tensor, "T_minus_1"], draws: int, round: int = 0, clip_denoised: bool = True,
     cdf: Cdf = "approximate", batch_size: int = 512,
-) -> Float[Tensor, "n"]:  # fmt: skip
+) -> PerExample:  # fmt: skip
     """One round of an unbiased estimate of each image's bound, in bits/dim (float64): draws + 1 forwards an image.
 
     L_0 and the prior are always there; of L_1..L_{T-1} there are `draws`, one systematic sample of `density` (index
     t - 1), offset by a uniform of the image's own. Every term is evaluated with one noise. So rounds are independent,
     and so are images; each is a function of (seed, index, round), up to the rounding of matrix products over batches
-    of other sizes. Raises ValueError for a density that is not one over t = 1..T-1.
+    of other sizes. Nothing is shared with the noise of nll_full. Raises ValueError for a density that is not one over
+    t = 1..T-1, and for no draws.
     """
     _check_density(density, schedule)
+    if draws < 1 or round < 0:
+        raise ValueError(f"draws={draws}, round={round}: at least 1 draw, and rounds count from 0")
     n = len(x_start)
     t, weights = _draw_terms(density.to(x_start.device), index, seed=seed, draws=draws, round=round)
     t = torch.cat([torch.zeros_like(t[:, :1]), t], dim=1).reshape(-1)
@@ -128,7 +133,9 @@ def nll_estimate(
     found = []
     for rows in torch.arange(len(t), device=x_start.device).split(batch_size):
         of = which[rows]
-        eps = normal(seed=seed, stream=NLL_NOISE, step=draw[rows], index=index[of], shape=tuple(x_start.shape[1:]))
+        eps = normal(
+            seed=seed, stream=NLL_DRAWN_NOISE, step=draw[rows], index=index[of], shape=tuple(x_start.shape[1:])
+        )
         term = term_at(
             config, schedule, model, x_start=x_start[of], t=t[rows], eps=eps, clip_denoised=clip_denoised, cdf=cdf
         )
@@ -137,12 +144,12 @@ def nll_estimate(
 
 
 def nll_within(
-    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "n"],
+    config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "b"],
     seed: int, density: Float[Tensor, "T_minus_1"], draws: int, interval_bpd: float, max_rounds: int,
     clip_denoised: bool = True, cdf: Cdf = "approximate", batch_size: int = 512,
     on_round: Callable[[NllEstimate], None] | None = None,
-) -> tuple[NllEstimate, Float[Tensor, "rounds n"]]:  # fmt: skip
-    """Rounds of nll_estimate until the full loop's mean is known to +-interval_bpd (95 %), or max_rounds are over.
+) -> tuple[NllEstimate, Float[Tensor, "rounds b"]]:  # fmt: skip
+    """Rounds of nll_estimate until the mean of full loops is known to +-interval_bpd (95 %), or max_rounds are over.
 
     At least two rounds. The estimate says how wide its interval is; the second value is every round of every image.
     Raises ValueError for fewer images than FEWEST_IMAGES: to stop at a width that was itself estimated from few is to
@@ -169,7 +176,7 @@ def nll_within(
 
 
 def is_within(estimate: NllEstimate, interval_bpd: float) -> bool:
-    """Whether the full loop's mean is known to +-interval_bpd with 95 % confidence."""
+    """Whether the mean that full loops find on average is known to +-interval_bpd with 95 % confidence."""
     half_width = estimate.interval_of_draws
     return half_width is not None and half_width <= interval_bpd
 
@@ -231,12 +238,12 @@ def term_at(
 
 
 def prior_bpd(schedule: NoiseSchedule, x_start: Images) -> PerExample:
-    """KL(q(x_T | x_0) || N(0, I)) in bits/dim (float64): what the last step has not yet made noise."""
-    last = schedule.num_timesteps - 1
-    mean = schedule.sqrt_alphas_cumprod[last] * x_start.double()
-    log_variance = schedule.log_one_minus_alphas_cumprod[last].expand_as(mean)
-    zero = torch.zeros_like(mean)
-    return nats_to_bpd(gaussian_kl(mean, log_variance, zero, zero))
+    """KL(q(x_T | x_0) || N(0, I)) in bits/dim (float64): what the last step has not yet made noise.
+
+    (abar (x_0^2 - 1) - log(1 - abar)) / 2 at t = T - 1: gaussian_kl, with the ones that cancel left out.
+    """
+    alpha, log_variance = schedule.alphas_cumprod[-1], schedule.log_one_minus_alphas_cumprod[-1]
+    return nats_to_bpd((alpha * (x_start.double() ** 2 - 1) - log_variance) / 2)
 
 
 def _check_density(density: Float[Tensor, "T_minus_1"], schedule: NoiseSchedule) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 # Streams: draws for different purposes never share a counter.
-TIMESTEP, TRAIN_NOISE, SAMPLE_INIT, SAMPLE_NOISE, NLL_NOISE, NLL_TIMESTEP, PILOT, DATA_ORDER = range(8)
+TIMESTEP, TRAIN_NOISE, SAMPLE_INIT, SAMPLE_NOISE, NLL_DRAWN_NOISE, NLL_TIMESTEP, PILOT, DATA_ORDER, NLL_NOISE = range(9)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -61,30 +61,34 @@ def sample(
     index: Int64[Tensor, "n"], seed: int, image_shape: tuple[int, int, int], guide: Guide | None = None,
     on_step: OnStep | None = None,
 ) -> Images:  # fmt: skip
-    """Draw one image for every index, in [-1, 1] when clipped; float32."""
+    """Draw one image for every index: (n, *image_shape), float32.
+
+    In [-1, 1] when x_start is clipped, and neither guidance nor a prediction of x_prev moves the mean after that.
+    Raises ValueError for a respacing that the schedule has no steps for.
+    """
     x_T = normal(seed=seed, stream=SAMPLE_INIT, step=0, index=index, shape=image_shape)
     return decode(config, diffusion, schedule, model, x_T=x_T, index=index, seed=seed, guide=guide, on_step=on_step)
 
 
 def decode(
     config: SamplerConfig, diffusion: DiffusionConfig, schedule: NoiseSchedule, model: Model, *,
-    x_T: Images, index: Int64[Tensor, "n"], seed: int, guide: Guide | None = None, on_step: OnStep | None = None,
+    x_T: Images, index: Int64[Tensor, "b"], seed: int, guide: Guide | None = None, on_step: OnStep | None = None,
 ) -> Images:  # fmt: skip
-    """The images to which a given x_T leads. With DDIM at eta = 0 seed and index play no part."""
+    """The images to which a given x_T leads. With DDIM at eta = 0 seed and index play no part. See sample."""
     walk = walk_back(config, diffusion, schedule, model, x_T=x_T, index=index, seed=seed, guide=guide)
     return _last(walk, respace(schedule, config.respacing).num_timesteps, on_step)
 
 
 def walk_back(
     config: SamplerConfig, diffusion: DiffusionConfig, schedule: NoiseSchedule, model: Model, *,
-    x_T: Images, index: Int64[Tensor, "n"], seed: int, guide: Guide | None = None,
+    x_T: Images, index: Int64[Tensor, "b"], seed: int, guide: Guide | None = None,
 ) -> Iterator[Visit]:  # fmt: skip
     """Every step from x_T to an image, for those who want the trajectory; the last one's x is the image."""
     spaced, x = respace(schedule, config.respacing), x_T
     step = ancestral_step if config.kind == "ancestral" else ddim_step
     for position in reversed(range(spaced.num_timesteps)):
         t = torch.full_like(index, position)
-        noise = normal(seed=seed, stream=SAMPLE_NOISE, step=position, index=index, shape=tuple(x.shape[1:]))
+        noise = _noise(config, position, like=x, index=index, seed=seed)
         with torch.no_grad():
             model_t = spaced.model_t(t)
             gradient = None if guide is None else guide(x, model_t)
@@ -101,7 +105,10 @@ def encode(
     config: SamplerConfig, diffusion: DiffusionConfig, schedule: NoiseSchedule, model: Model, *,
     x_start: Images, on_step: OnStep | None = None,
 ) -> Images:  # fmt: skip
-    """The x_T from which DDIM at eta = 0 draws about x_start (Song et al. 2020, section 4.3): its chain, walked up."""
+    """The x_T from which DDIM at eta = 0 draws about x_start (Song et al. 2020, section 4.3): its chain, walked up.
+
+    Raises ValueError for any other sampler.
+    """
     walk = walk_up(config, diffusion, schedule, model, x_start=x_start)
     return _last(walk, respace(schedule, config.respacing).num_timesteps, on_step)
 
@@ -158,6 +165,13 @@ def to_uint8(images: Images, *, rounding: Literal["truncate", "nearest"] = "trun
     values = (images + 1) * 127.5
     values = values.round() if rounding == "nearest" else values
     return values.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _noise(config: SamplerConfig, position: int, *, like: Images, index: Int64[Tensor, "b"], seed: int) -> Images:
+    """A step's noise; zeros where the step takes none."""
+    if position == 0 or (config.kind == "ddim" and config.eta == 0):
+        return torch.zeros_like(like)
+    return normal(seed=seed, stream=SAMPLE_NOISE, step=position, index=index, shape=tuple(like.shape[1:]))
 
 
 def _last(walk: Iterator[Visit], steps: int, on_step: OnStep | None) -> Images:

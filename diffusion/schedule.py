@@ -19,23 +19,37 @@ COSINE_OFFSET = 0.008
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A chain of T steps. Every table is float64 of shape (T,), index t."""
+    """A chain of T steps. Every table is float64 of shape (T,), index t (Ho et al. 2020, eq. 2 to 7).
+
+    In the equations alpha = 1 - beta, and abar, abar', abar+ are alphas_cumprod at t, t - 1 and t + 1.
+    """
 
     betas: Float[Tensor, "T"]
+    """Variance that step t adds."""
     alphas_cumprod: Float[Tensor, "T"]
+    """abar: the product of 1 - beta up to t."""
     alphas_cumprod_prev: Float[Tensor, "T"]
+    """abar': 1 at t = 0."""
     alphas_cumprod_next: Float[Tensor, "T"]
+    """abar+: 0 at t = T - 1."""
     sqrt_alphas_cumprod: Float[Tensor, "T"]
     sqrt_one_minus_alphas_cumprod: Float[Tensor, "T"]
     log_one_minus_alphas_cumprod: Float[Tensor, "T"]
     sqrt_recip_alphas_cumprod: Float[Tensor, "T"]
+    """sqrt(1 / abar): up to 2e4 with the cosine schedule."""
     sqrt_recipm1_alphas_cumprod: Float[Tensor, "T"]
+    """sqrt(1 / abar - 1)"""
     posterior_variance: Float[Tensor, "T"]
+    """beta (1 - abar') / (1 - abar): 0 at t = 0."""
     posterior_log_variance_clipped: Float[Tensor, "T"]
+    """Its logarithm; at t = 0 that of t = 1."""
     posterior_mean_coef1: Float[Tensor, "T"]
+    """Of x_0 in the posterior mean: beta sqrt(abar') / (1 - abar)."""
     posterior_mean_coef2: Float[Tensor, "T"]
+    """Of x_t: (1 - abar') sqrt(alpha) / (1 - abar)."""
     log_betas: Float[Tensor, "T"]
     fixed_large_variance: Float[Tensor, "T"]
+    """beta; at t = 0 the posterior variance of t = 1."""
     fixed_large_log_variance: Float[Tensor, "T"]
     timestep_map: Int64[Tensor, "T"]
     """Index of each step in the chain the model was trained on."""
@@ -70,7 +84,7 @@ class NoiseSchedule:
             alphas_cumprod_next=torch.cat([alphas_cumprod[1:], 0 * one]),
             sqrt_alphas_cumprod=alphas_cumprod.sqrt(),
             sqrt_one_minus_alphas_cumprod=(1 - alphas_cumprod).sqrt(),
-            log_one_minus_alphas_cumprod=torch.log(1 - alphas_cumprod),
+            log_one_minus_alphas_cumprod=torch.log1p(-alphas_cumprod),  # of 1e-9 at the end of a chain
             sqrt_recip_alphas_cumprod=(1 / alphas_cumprod).sqrt(),
             sqrt_recipm1_alphas_cumprod=(1 / alphas_cumprod - 1).sqrt(),
             posterior_variance=posterior_variance,
@@ -126,7 +140,10 @@ def linear(num_timesteps: int, *, rescale_timesteps: bool = True) -> NoiseSchedu
 
 
 def cosine(num_timesteps: int, *, rescale_timesteps: bool = True) -> NoiseSchedule:
-    """IDDPM eq. 17: alphas_cumprod falls as a squared cosine, with beta clipped at 0.999."""
+    """IDDPM eq. 17: alphas_cumprod falls as cos^2((t / T + s) / (1 + s) pi / 2), s = 0.008, with beta clipped at 0.999.
+
+    Raises ValueError for T < 2.
+    """
     if num_timesteps < 2:
         raise ValueError(f"diffusion.num_timesteps={num_timesteps}: must be at least 2")
     angles = [(i / num_timesteps + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2 for i in range(num_timesteps + 1)]
@@ -154,7 +171,7 @@ def respace(schedule: NoiseSchedule, section_counts: str | Sequence[int]) -> Noi
 
 
 def kept_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> list[int]:
-    """Which of 0..T-1 a respacing keeps, ascending."""
+    """Which of 0..T-1 a respacing keeps, ascending. Raises ValueError for one that cannot be expressed."""
     if isinstance(section_counts, str):
         if section_counts.startswith("ddim"):
             return _strided(num_timesteps, _whole(section_counts.removeprefix("ddim"), section_counts))

@@ -60,7 +60,7 @@ class DrawnTerms:
     rounds: int = 2
     """From two on, the error that the draws leave is known. With interval_bpd, the most there may be."""
     interval_bpd: float | None = None
-    """Stop before that once the mean that all terms would give is known to +- so much, with 95 % confidence."""
+    """Stop before that once the mean that all terms give on average is known to +- so much, with 95 % confidence."""
 
     def __post_init__(self) -> None:
         if self.draws < 1 or self.rounds < 1:
@@ -126,6 +126,11 @@ def measure(config: NllConfig, ctx: StepContext) -> None:
     eps_mse, means over the images, and timestep, the step of the model's own chain: (T,) each, in increasing t.
     """
     images = len(read_split(ctx.inputs["dataset"], "test").images[: config.images])
+    if isinstance(config.terms, DrawnTerms) and config.terms.interval_bpd is not None and images < FEWEST_IMAGES:
+        raise ValueError(
+            f"nll.terms.interval_bpd={config.terms.interval_bpd}: the {images} test images are too few to know an "
+            f"interval's width, at least {FEWEST_IMAGES}; set it to null"
+        )
     where = (ctx.inputs["train"], ctx.inputs["dataset"], ctx.resources)
     trained = trained_config(ctx.inputs["train"])
     found = (

@@ -92,6 +92,40 @@ def test_each_image_has_the_gradient_it_would_have_alone_and_no_graph_is_left() 
     assert x_t.grad is None
 
 
+@pytest.mark.parametrize("kind", ["ancestral", "ddim"])
+def test_a_conditional_model_is_guided_too_and_only_the_classifier_keeps_a_graph(
+    kind: Literal["ancestral", "ddim"],
+) -> None:
+    index = torch.arange(600)
+    y, graphs = index % 2, {"model": set(), "classifier": set()}
+
+    def conditional(x_t: torch.Tensor, model_t: torch.Tensor) -> torch.Tensor:
+        """E[eps | x_t, y], of a model whose caller has bound the labels."""
+        graphs["model"].add(torch.is_grad_enabled())
+        alpha = level(model_t, x_t)
+        mean = MEANS[y].reshape(-1, 1, 1, 1)
+        return (1 - alpha).sqrt() / (alpha * SCALE**2 + 1 - alpha) * (x_t - alpha.sqrt() * mean)
+
+    def listening(x_t: torch.Tensor, model_t: torch.Tensor) -> torch.Tensor:
+        graphs["classifier"].add(torch.is_grad_enabled() and x_t.requires_grad)
+        return classifier(x_t, model_t)
+
+    sampler = SamplerConfig(kind=kind, respacing="50", clip_denoised=False)
+    plain, guided = (
+        sample(
+            sampler, CONFIG, SCHEDULE, conditional, index=index, seed=3, image_shape=SHAPE,
+            guide=classifier_guide(listening, y=y, guidance_scale=scale),
+        )
+        for scale in (0.0, 3.0)
+    )  # fmt: skip
+    assert graphs == {"model": {False}, "classifier": {True}}
+    # The classes are drawn as they are; guidance on top moves each further to its own side.
+    for label, mean in enumerate(MEANS.tolist()):
+        assert plain[y == label].mean().item() == pytest.approx(mean, abs=0.03)
+    assert guided[y == 1].mean() > plain[y == 1].mean() + 0.01
+    assert guided[y == 0].mean() < plain[y == 0].mean() - 0.01
+
+
 def test_a_label_without_a_logit_is_refused() -> None:
     guide = classifier_guide(classifier, y=torch.tensor([0, 2]), guidance_scale=1.0)
     with pytest.raises(ValueError, match="labels 0 to 2; the classifier knows 0 to 1"):

@@ -31,6 +31,7 @@ SCALE, MEAN = 0.4, 0.2
 CONFIG = DiffusionConfig(num_timesteps=STEPS, loss="simple", variance="fixed_small")
 SCHEDULE = build_schedule(CONFIG)
 SHAPE = (1, 2, 2)
+ENCODING_ERROR = 5.5  # times 1 over the steps; 4.5 to 5.0 of it are used at 50, 100 and 200 of them
 
 
 def optimal(x_t: torch.Tensor, model_t: torch.Tensor) -> torch.Tensor:
@@ -108,9 +109,9 @@ def test_what_is_encoded_and_decoded_again_comes_back(respacing: str) -> None:
     x_start = draw("ddim", torch.arange(50), respacing=respacing)
     x_T = encode(sampler, CONFIG, SCHEDULE, optimal, x_start=x_start)
     back = decode(sampler, CONFIG, SCHEDULE, optimal, x_T=x_T, index=torch.arange(50), seed=9)
-    # Both walk the same ODE in steps; what they differ by shrinks with the steps.
+    # Both walk the same ODE in steps of first order.
     error = (back - x_start).abs().max().item()
-    assert error < 0.1 * SCALE * 200 / respace(SCHEDULE, respacing).num_timesteps
+    assert error < ENCODING_ERROR / respace(SCHEDULE, respacing).num_timesteps
     assert x_T.std().item() == pytest.approx(1.0, abs=0.2)
     assert [v.t for v in walk_up(sampler, CONFIG, SCHEDULE, optimal, x_start=x_start)][:3] == [0, 1, 2]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -57,23 +59,34 @@ def test_the_first_posterior_variance_is_zero_and_its_clipped_logarithm_the_seco
     assert torch.equal(s.fixed_large_log_variance[1:], s.betas[1:].log())
 
 
-@given(steps=lengths, data=st.data())
-def test_respacing_keeps_alphas_cumprod_and_names_the_originals(steps: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(2, steps))
-    schedule = cosine(steps)
-    spaced = respace(schedule, str(count))
-    kept = spaced.timestep_map
-    assert kept[0] == 0
-    assert kept[-1] == steps - 1
-    torch.testing.assert_close(spaced.alphas_cumprod, schedule.alphas_cumprod[kept], rtol=1e-12, atol=1e-15)
-    assert torch.equal(spaced.model_t(torch.arange(count)), schedule.model_t(kept))
+@given(steps=lengths, make=st.sampled_from([linear, cosine]), data=st.data())
+def test_respacing_keeps_alphas_cumprod_and_names_the_originals(
+    steps: int, make: Callable[[int], NoiseSchedule], data: st.DataObject
+) -> None:
+    sections = data.draw(st.lists(st.integers(2, steps // 4), min_size=1, max_size=4))
+    schedule = make(steps)
+    for respacing in (sections, ",".join(map(str, sections)), f"ddim{data.draw(st.integers(2, 5))}"):
+        spaced = respace(schedule, respacing)
+        kept = spaced.timestep_map
+        assert kept[0] == 0
+        assert respacing[0] == "d" or (kept[-1] == steps - 1 and len(kept) == sum(sections))
+        torch.testing.assert_close(spaced.alphas_cumprod, schedule.alphas_cumprod[kept], rtol=1e-12, atol=1e-15)
+        assert torch.equal(spaced.model_t(torch.arange(len(kept))), schedule.model_t(kept))
+        again = respace(spaced, "2")  # a chain like any other
+        assert again.timestep_map.tolist() == [0, int(kept[-1])]
+        torch.testing.assert_close(again.alphas_cumprod, schedule.alphas_cumprod[kept[[0, -1]]], rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("steps", [100, 1000, 4000])
 @pytest.mark.parametrize("make", [linear, cosine])
-def test_respacing_to_every_step_changes_nothing(make: type[NoiseSchedule]) -> None:
-    schedule = make(100)
-    for spaced in (respace(schedule, ""), respace(schedule, "100"), respace(schedule, "ddim100")):
-        torch.testing.assert_close(spaced.betas, schedule.betas, rtol=1e-9, atol=0)
+def test_respacing_to_every_step_changes_nothing(make: Callable[[int], NoiseSchedule], steps: int) -> None:
+    schedule = make(steps)
+    for spaced in (respace(schedule, ""), respace(schedule, str(steps)), respace(schedule, f"ddim{steps}")):
+        for field in fields(NoiseSchedule):
+            ours, theirs = getattr(spaced, field.name), getattr(schedule, field.name)
+            # betas from alphas_cumprod: 1 minus a ratio near 1.
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+        assert torch.equal(spaced.model_t(torch.arange(steps)), schedule.model_t(torch.arange(steps)))
 
 
 @pytest.mark.parametrize(
