@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -58,23 +58,33 @@ class Network(nn.Module, ABC):
         weights: Mapping[str, Tensor] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write the network to a file, whole or not at all; by choice other weights (an average), and more header.
+        """Write the network to a file; by choice other weights (an average) in it, and more header.
 
-        Raises ValueError for weights that are not this network's.
+        The name appears when the file is whole. Raises ValueError for weights that are not this network's.
         """
+        if HEADER in (metadata or {}):
+            raise ValueError(f"metadata[{HEADER!r}] is the network's own description")
         state = self.state_dict() if weights is None else weights
         check_weights(self.state_dict(), state, of=str(path))
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         partial = Path(f"{path}.partial")
-        save_file(kept, partial, metadata={HEADER: json.dumps(self.description()), **(metadata or {})})
-        partial.replace(path)
+        try:
+            save_file(kept, partial, metadata={HEADER: json.dumps(self.description()), **(metadata or {})})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def from_checkpoint(cls: type[N], path: str | Path, *, device: str | torch.device = "cpu") -> N:
-        """The network that save() wrote. Raises ValueError, which says what is wrong, for any other file."""
+        """The network that save() wrote, ready for inference (eval).
+
+        Raises ValueError, which says what is wrong, for any other file, and FileNotFoundError where there is none.
+        """
         description, weights = read_checkpoint(path)
-        if set(description) != {"kind", "config", "arguments"} or description["kind"] != cls.kind:
-            raise ValueError(f"{path}: a network of kind {description.get('kind')!r}, not {cls.kind!r}")
+        if set(description) != {"kind", "config", "arguments"}:
+            raise ValueError(f"{path}: its header has {sorted(description)}, not kind, config and arguments")
+        if description["kind"] != cls.kind:
+            raise ValueError(f"{path}: holds a {description['kind']!r}, and {cls.__name__} reads a {cls.kind!r} alone")
         arguments = description["arguments"]
         try:
             config = decode(cls.config_type, description["config"], at="config")
@@ -85,7 +95,7 @@ class Network(nn.Module, ABC):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: its header describes no {cls.kind}: {error}") from error
         load_weights(network, weights, of=str(path))
-        return network.to(device)
+        return network.eval().to(device)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -108,7 +118,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, of: str) -> None:
-    """Give the network these weights, in float32 or more, also if it has none yet (on the meta device).
+    """Give the network these weights, also if it has none yet (on the meta device): then in float32 or more.
 
     Raises ValueError for weights that are not this network's.
     """
@@ -167,9 +177,8 @@ def _decode_union(members: tuple[Any, ...], data: Any, *, at: str) -> Any:
 def _decode_dataclass(type_: type, data: Any, *, at: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{at}={data!r}: not {type_.__name__}")
-    known = {field.name: field for field in fields(type_)}
-    unknown = sorted(set(data) - set(known))
-    missing = [n for n, f in known.items() if n not in data and f.default is MISSING and f.default_factory is MISSING]
+    known = {field.name for field in fields(type_)}
+    unknown, missing = sorted(set(data) - set(known)), sorted(set(known) - set(data))
     if unknown or missing:
         raise ValueError(f"{at}: unknown are {unknown}, missing are {missing}")
     hints = get_type_hints(type_)

@@ -17,6 +17,7 @@ from diffusion.checkpoints import Network
 from diffusion.layers import FeatureMap, GroupNorm, attention, pointwise, zero_init
 from diffusion.precision import float32_island, in_torso_dtype
 from diffusion.trunk import TimeEmbedding, UNetConfig, check_inputs, input_blocks, middle_block
+from diffusion.types import check_choice
 
 HIDDEN = 2048  # of the published spatial pools
 
@@ -36,6 +37,7 @@ class ClassifierConfig:
     mean. spatial, spatial_v2: an MLP over the means of every block's output."""
 
     def __post_init__(self) -> None:
+        check_choice("classifier.pool", self.pool, Pool)
         if self.num_classes < 2:
             raise ValueError(f"classifier.num_classes={self.num_classes}: must be 2 or more")
         if self.encoder.num_classes is not None:

@@ -91,22 +91,22 @@ def _block_kind(config: UNetConfig, attention: bool) -> str:
 
 def _weights(network: UNet) -> Iterator[tuple[str, Tensor]]:
     blocks = len(network.config.channel_mult)
+    inputs: Iterator[Any] = iter(network.input_blocks)  # Any: torch's containers do not know what they hold
+    outputs: Iterator[Any] = iter(network.output_blocks)
+    middle: list[Any] = list(network.middle_block)
     yield from _renamed(network.time_embed[0], "time_embedding.linear_1")
     yield from _renamed(network.time_embed[2], "time_embedding.linear_2")
     if network.config.num_classes is not None:
         yield from _renamed(network.label_emb, "class_embedding")
-    inputs = iter(network.input_blocks)
     yield from _renamed(next(inputs)[0], "conv_in")
     for level in range(blocks):
         for number in range(network.config.num_res_blocks):
             yield from _layers(next(inputs), f"down_blocks.{level}", number)
         if level < blocks - 1:
             yield from _resampler(next(inputs)[0], f"down_blocks.{level}.downsamplers.0")
-    first, attention, second = network.middle_block
-    yield from _residual(first, "mid_block.resnets.0")
-    yield from _attention(attention, "mid_block.attentions.0")
-    yield from _residual(second, "mid_block.resnets.1")
-    outputs = iter(network.output_blocks)
+    yield from _residual(middle[0], "mid_block.resnets.0")
+    yield from _attention(middle[1], "mid_block.attentions.0")
+    yield from _residual(middle[2], "mid_block.resnets.1")
     for level in range(blocks):
         for number in range(network.config.num_res_blocks + 1):
             block = list(next(outputs))

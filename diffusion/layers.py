@@ -1,19 +1,23 @@
 """Which blocks are the networks made of? Embeddings of t, residual blocks, attention, resampling.
 
 Assembled in trunk.py. Names and shapes of the parameters are those of the published models, so that their weights fit
-by name. Norms, softmax, embeddings and the output head are computed in float32 or more, whatever the rest is in.
+by name, and so are the outputs of whole blocks (input_blocks.3, input_blocks.3.0, middle_block.1, ...): hooks on those
+see what they would see there. Inside a block operations are merged, and hooks on its layers may see nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from diffusion.fused import norm_act
+from diffusion.precision import float32_island
 
 NORM_GROUPS = 32  # GroupNorm's groups in every published model
 
@@ -30,10 +34,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def timestep_frequencies(dim: int) -> Float[Tensor, "half"]:
-    """exp(-ln(10000) k / half) for k = 0..half-1."""
+    """exp(-ln(10000) k / half) for k = 0..half-1, on the CPU, whose last bits the published weights have learned."""
     half = dim // 2
     # float32 on purpose: float64 would move the phase by 2e-4 at t = 3999 from what published weights were trained on.
-    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+    return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu") / half)
 
 
 def timestep_embedding(model_t: Float[Tensor, "b"], frequencies: Float[Tensor, "half"]) -> Float[Tensor, "b dim"]:
@@ -93,19 +97,20 @@ class ResBlock(nn.Module):
 
     def forward(self, x: FeatureMap, emb: Embedding) -> Output:
         """emb is the embedding of t after its SiLU."""
-        norm, silu, conv = self.in_layers
-        h = conv(resampled(silu(norm(x)), self.resample))
-        h = self._conditioned(h, self.emb_layers(emb).to(h.dtype)[:, :, None, None])
+        norm, _, conv = cast(tuple[GroupNorm, nn.Module, nn.Module], self.in_layers)
+        h = conv(resampled(norm_act(norm, x), self.resample))
+        with float32_island(emb):
+            conditioning = self.emb_layers(emb)
+        h = self._conditioned(h, conditioning)
         return merged(self.skip_connection(resampled(x, self.resample)), h, self.skip_scale)
 
-    def _conditioned(self, h: FeatureMap, emb: Float[Tensor, "b e 1 1"]) -> Tensor:
-        norm, silu, dropout, conv = self.out_layers
+    def _conditioned(self, h: FeatureMap, emb: Embedding) -> Tensor:
+        norm, _, dropout, conv = cast(tuple[GroupNorm, nn.Module, nn.Module, nn.Module], self.out_layers)
         if self.conditioning == "adagn":
-            scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
+            h = norm_act(norm, h, emb)
         else:
-            h = norm(h + emb)
-        return conv(dropout(silu(h)))
+            h = norm_act(norm, h + emb.to(h.dtype)[:, :, None, None])
+        return conv(dropout(h))
 
 
 class AttentionBlock(nn.Module):
@@ -123,7 +128,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         """Softmax(q k / sqrt(channels per head)) v over all pixels."""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        tokens = norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2)
         h = attention(pointwise(self.qkv, tokens), num_heads=self.num_heads, layout=self.layout)
         h = pointwise(self.proj_out, h)
         return merged(x, h.transpose(1, 2).reshape(x.shape), self.skip_scale)

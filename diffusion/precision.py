@@ -1,8 +1,9 @@
 """In which dtype does a network compute? float32, or 16 bits with float32 where the papers have it.
 
-Either by autocast, which leaves the weights alone and is for training, or by weights of the torso that are 16 bits
-themselves, which is for inference and half the memory. Norms, softmax, embeddings of t and class and the output head
-stay float32 in both.
+Either by autocast, which leaves the weights alone and is for training, or by to_inference_dtype, which gives the torso
+weights of 16 bits: half the memory. Norms, softmax, embeddings of t and class, their projections and the output head
+stay float32 in both. A network that is cast as a whole (network.to(torch.bfloat16)) keeps float32 in its norms and in
+the sinusoids of t alone.
 """
 
 from __future__ import annotations
@@ -48,6 +49,6 @@ def in_torso_dtype(network: Network, x: Tensor) -> Tensor:
 
 def float32_island(like: Tensor) -> AbstractContextManager[object]:
     """Inside, autocast is off for what is computed on the device of `like`."""
-    if like.device.type == "meta":
+    if like.device.type == "meta" or not torch.is_autocast_enabled(like.device.type):
         return nullcontext()
     return torch.autocast(like.device.type, enabled=False)

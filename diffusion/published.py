@@ -6,6 +6,7 @@ Sources: the model cards and READMEs of both repositories, and the papers' table
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.gaussian import DiffusionConfig
@@ -33,7 +34,7 @@ class PublishedModel:
     network: UNetConfig | SuperResConfig | ClassifierConfig
     diffusion: DiffusionConfig
 
-    def build(self) -> UNet | SuperResUNet | NoisyClassifier:
+    def build(self) -> UNet | NoisyClassifier:
         """The network with fresh weights, on the current default device."""
         if isinstance(self.network, ClassifierConfig):
             return NoisyClassifier(self.network)
@@ -42,14 +43,9 @@ class PublishedModel:
         return UNet(self.network, LEARNED)
 
 
-def _adm_process(schedule: str = "linear") -> DiffusionConfig:
+def _adm_process(schedule: Literal["linear", "cosine"]) -> DiffusionConfig:
     """rescale_learned_sigmas and rescale_timesteps are off in ADM."""
-    return DiffusionConfig(
-        num_timesteps=1000,
-        schedule="cosine" if schedule == "cosine" else "linear",
-        vlb_weight="1/T",
-        rescale_timesteps=False,
-    )
+    return DiffusionConfig(num_timesteps=1000, schedule=schedule, vlb_weight="1/T", rescale_timesteps=False)
 
 
 def _adm(image_size: int, *, model_channels: int = 256, num_res_blocks: int = 2, **choices: object) -> UNetConfig:
@@ -80,7 +76,7 @@ def _iddpm_64(model_channels: int, *, num_classes: int | None = None) -> UNetCon
     )
 
 
-_LINEAR, _COSINE = _adm_process(), _adm_process("cosine")
+_LINEAR, _COSINE = _adm_process("linear"), _adm_process("cosine")
 _HYBRID = DiffusionConfig()
 _VLB = DiffusionConfig(loss="vlb")
 _CIFAR10 = UNetConfig(image_size=32, num_res_blocks=3, channel_mult=CHANNEL_MULT[32], dropout=0.3)
@@ -149,3 +145,40 @@ IDDPM: dict[str, PublishedModel] = {
 """Improved DDPM: its files, and the four widths of its scaling study (section 6)."""
 
 PUBLISHED: dict[str, PublishedModel] = {**ADM, **IDDPM}
+
+_ABLATION = UNetConfig(
+    image_size=128,
+    model_channels=160,
+    num_res_blocks=2,
+    channel_mult=CHANNEL_MULT[128],
+    attention_resolutions=(16,),
+    num_heads=1,
+    num_classes=1000,
+)
+_ATTENTION = replace(_ABLATION, model_channels=128, attention_resolutions=(32, 16, 8), resampling="residual")
+
+
+def _head_channels(channels: int) -> UNetConfig:
+    return replace(_ATTENTION, num_heads=None, num_head_channels=channels)
+
+
+ADM_ABLATION: dict[str, UNetConfig] = {
+    "base": _ABLATION,
+    "deeper": replace(_ABLATION, model_channels=128, num_res_blocks=4),
+    "4 heads": replace(_ABLATION, num_heads=4),
+    "attention at 32, 16, 8": replace(_ABLATION, attention_resolutions=(32, 16, 8)),
+    "BigGAN up/down": replace(_ABLATION, resampling="residual"),
+    "rescaled": replace(_ABLATION, residual_scale="1/sqrt(2)"),
+    "all but deeper and rescaled": replace(
+        _ABLATION, num_heads=4, attention_resolutions=(32, 16, 8), resampling="residual"
+    ),
+    **{f"attention, {heads} heads": replace(_ATTENTION, num_heads=heads) for heads in (1, 2, 4, 8)},
+    **{f"attention, {channels} channels a head": _head_channels(channels) for channels in (32, 64, 128)},
+    "AdaGN": _head_channels(64),
+    "addition": replace(_head_channels(64), conditioning="additive"),
+}
+"""The networks of ADM's tables 1 (first seven), 2 (the attention ones) and 3 (the last two), ImageNet 128x128.
+
+Table 1 changes one thing of the base each. The paper does not print whether they knew the class: here they do, as its
+final models.
+"""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion.trunk import UNetConfig
+from diffusion.trunk import UNetConfig, check_inputs
 from diffusion.unet import UNet
 
 
@@ -36,8 +36,13 @@ class SuperResUNet(UNet):
     config_type = SuperResConfig
 
     def __init__(self, config: SuperResConfig, out_channels: int) -> None:
-        super().__init__(config.unet, out_channels, in_channels=2 * config.unet.channels)
+        super().__init__(config.unet, out_channels)
         self.superres = config
+
+    @property
+    def in_channels(self) -> int:
+        """See UNet: x_t, and the small image enlarged."""
+        return 2 * self.config.channels
 
     def built_from(self) -> SuperResConfig:
         """See Network."""
@@ -58,6 +63,7 @@ class SuperResUNet(UNet):
         low_res: Float[Tensor, "b c h_small w_small"],
     ) -> Float[Tensor, "b out h w"]:
         """low_res in [-1, 1], not noisy, of small_size. Raises ValueError for a low_res of another shape."""
+        check_inputs(self.config, x, model_t, channels=self.config.channels)
         expected = (len(x), self.config.channels, self.superres.small_size, self.superres.small_size)
         if low_res.shape != expected:
             raise ValueError(f"low_res of shape {tuple(low_res.shape)}: this network takes {expected}")
@@ -66,7 +72,7 @@ class SuperResUNet(UNet):
 
 def enlarged(low_res: Float[Tensor, "b c h_small w_small"], like: Tensor) -> Float[Tensor, "b c h w"]:
     """Bilinear, corners not aligned, to the height and width of `like` and its dtype: what the network is shown."""
-    return functional.interpolate(low_res.to(like.dtype), like.shape[2:], mode="bilinear")
+    return functional.interpolate(low_res, like.shape[2:], mode="bilinear").to(like.dtype)
 
 
 def reduced(x_start: Float[Tensor, "b c h w"], small_size: int) -> Float[Tensor, "b c h_small w_small"]:

@@ -27,8 +27,16 @@ from diffusion.layers import (
     timestep_embedding,
     timestep_frequencies,
 )
+from diffusion.types import check_choice
 
 Resampling = Literal["conv", "pool", "residual"]
+ResidualScale = Literal["1", "1/sqrt(2)"]
+CHOICES = {
+    "attention_layout": AttentionLayout,
+    "conditioning": Conditioning,
+    "resampling": Resampling,
+    "residual_scale": ResidualScale,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +71,15 @@ class UNetConfig:
     resampling: Resampling = "conv"
     """Between levels: a strided convolution down and a convolution up; 2x2 means and nearest neighbours alone; or
     inside residual blocks (BigGAN's way, ADM)."""
-    residual_scale: Literal["1", "1/sqrt(2)"] = "1"
+    residual_scale: ResidualScale = "1"
     """What the sum that leaves a residual or attention block is multiplied by (ADM table 1; in no published model)."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "model_channels", "num_res_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}: must be 1 or more")
+        for name, choices in CHOICES.items():
+            check_choice(f"model.{name}", getattr(self, name), choices)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout}: must be at least 0 and less than 1")
         if self.num_classes is not None and self.num_classes < 1:
@@ -111,7 +121,10 @@ class UNetConfig:
                 f"model.image_size={self.image_size} cannot be halved {halvings} times, as the levels of "
                 f"model.channel_mult={self.channel_mult} need: use a multiple of {2**halvings}, or fewer levels"
             )
-        for mult, width in zip(self.channel_mult, self.widths, strict=True):
+        for mult in self.channel_mult:
+            if not math.isfinite(mult):
+                raise ValueError(f"model.channel_mult={self.channel_mult}: every factor must be finite")
+            width = int(mult * self.model_channels)
             if width < 1 or width % NORM_GROUPS or width != mult * self.model_channels:
                 raise ValueError(
                     f"model.model_channels={self.model_channels} with model.channel_mult={self.channel_mult} gives a "
@@ -136,9 +149,15 @@ class UNetConfig:
                 f"model.num_head_channels={self.num_head_channels}: set it to null"
             )
         levels = zip(self.sizes, self.widths, strict=True)
-        widths = {width for size, width in levels if size in self.attention_resolutions} | {self.widths[-1]}
+        on_levels = {width for size, width in levels if size in self.attention_resolutions}
+        if self.num_heads_upsample is not None and not on_levels:
+            raise ValueError(
+                f"model.num_heads_upsample={self.num_heads_upsample} changes nothing without attention on the way up "
+                f"(model.attention_resolutions=()): set it to null"
+            )
         for name in ("num_heads", "num_head_channels", "num_heads_upsample"):
             value = getattr(self, name)
+            widths = on_levels | ({self.widths[-1]} if name != "num_heads_upsample" else set())
             if value is not None and any(value < 1 or width % value for width in widths):
                 uneven = min(width for width in widths if value < 1 or width % value)
                 raise ValueError(
@@ -153,7 +172,8 @@ class TimeEmbedding(nn.Sequential):
     def __init__(self, config: UNetConfig) -> None:
         width, emb = config.model_channels, 4 * config.model_channels
         super().__init__(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.register_buffer("frequencies", timestep_frequencies(width), persistent=False)
+        frequencies = timestep_frequencies(width).to(torch.get_default_device())
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeEmbedding:
         """The frequencies follow to another device, never to another dtype, and are real after a meta device."""
@@ -233,13 +253,15 @@ def check_inputs(config: UNetConfig, x: Tensor, model_t: Tensor, *, channels: in
             f"x of shape {tuple(x.shape)}: this network takes (b, {channels}, h, w), h and w multiples of {factor}"
         )
     if model_t.shape != x.shape[:1]:
-        raise ValueError(f"t of shape {tuple(model_t.shape)} for {len(x)} images: one number an image, ({len(x)},)")
+        raise ValueError(
+            f"model_t of shape {tuple(model_t.shape)} for {len(x)} images: one number an image, ({len(x)},)"
+        )
 
 
 def check_labels(y: Tensor, *, images: int, num_classes: int) -> None:
     """Raises ValueError for labels of another shape or dtype, and, on the CPU, for labels that are none.
 
-    On a GPU a look at them would make the host wait; there the lookup itself fails.
+    On a GPU a look at them would make the host wait, and a compiler could not look; there the lookup itself fails.
     """
     if y.shape != (images,) or y.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"y of shape {tuple(y.shape)} and {y.dtype}: one int64 or int32 label an image, ({images},)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, get_args
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -16,3 +17,9 @@ ModelOutput = Float[Tensor, "b c_out h w"]
 PerExample = Float[Tensor, "b"]
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x_t, schedule.model_t(t)): c channels, or 2c when it also learns the variance."""
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises ValueError unless value is one of a Literal's."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, get_args(choices)))}")

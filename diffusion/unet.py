@@ -35,10 +35,11 @@ class UNet(Network):
     kind = "unet"
     config_type: ClassVar[type] = UNetConfig
 
-    def __init__(self, config: UNetConfig, out_channels: int, *, in_channels: int | None = None) -> None:
+    def __init__(self, config: UNetConfig, out_channels: int) -> None:
         super().__init__()
+        if out_channels < 1:
+            raise ValueError(f"out_channels={out_channels}: must be 1 or more")
         self.config = config
-        self.in_channels = config.channels if in_channels is None else in_channels
         self.out_channels = out_channels
         self.gradient_checkpointing = False
         """Run every block twice in training and keep none of its activations: a third more time, far less memory."""
@@ -50,6 +51,11 @@ class UNet(Network):
         self.output_blocks = _output_blocks(config, skips)
         first = config.widths[0]
         self.out = nn.Sequential(GroupNorm(first), nn.SiLU(), zero_init(nn.Conv2d(first, out_channels, 3, padding=1)))
+
+    @property
+    def in_channels(self) -> int:
+        """Of what the first convolution sees."""
+        return self.config.channels
 
     @property
     def torso(self) -> tuple[nn.Module, ...]:

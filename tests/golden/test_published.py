@@ -14,9 +14,10 @@ import torch
 from diffusion.classifier import ClassifierConfig
 from diffusion.flops import cost_of
 from diffusion.openai_checkpoints import recognise
-from diffusion.published import PUBLISHED
+from diffusion.published import ADM_ABLATION, LEARNED, PUBLISHED
 from diffusion.superres import SuperResConfig
 from diffusion.trunk import UNetConfig
+from diffusion.unet import UNet
 
 DATA = Path(__file__).parent / "data"
 SCHEMAS = json.loads(gzip.decompress((DATA / "published_schemas.json.gz").read_bytes()))
@@ -60,9 +61,9 @@ def test_the_compute_of_training_is_that_of_the_papers_scaling_law():
 def test_weights_are_recognised_by_names_and_shapes_and_only_one_model_has_the_new_layout():
     layouts = {}
     for name, schema in SCHEMAS.items():
-        found = recognise({key: torch.empty(shape, device="meta") for key, shape in schema.items()})
-        assert without_dropout(found.network) == without_dropout(PUBLISHED[name].network)
-        layouts[name] = trunk(found.network).attention_layout
+        names = recognise({key: torch.empty(shape, device="meta") for key, shape in schema.items()})
+        assert name in names
+        layouts[name] = trunk(PUBLISHED[names[0]].network).attention_layout
     assert [name for name, layout in layouts.items() if layout == "new"] == ["64x64_diffusion"]
 
 
@@ -71,6 +72,18 @@ def test_models_that_share_names_and_shapes_differ_in_dropout_alone():
     for name, model in PUBLISHED.items():
         alike[json.dumps(shapes(name))].append(without_dropout(model.network))
     assert all(network == networks[0] for networks in alike.values() for network in networks)
+
+
+@pytest.mark.parametrize("name", ADM_ABLATION)
+def test_the_networks_of_adms_ablations_are_built_and_differ(name):
+    with torch.device("meta"):
+        network = UNet(ADM_ABLATION[name], LEARNED)
+        assert network(**network.example_inputs(1)).shape == (1, 6, 128, 128)
+    twins = [other for other, config in ADM_ABLATION.items() if config == ADM_ABLATION[name] and other != name]
+    assert twins == {
+        "AdaGN": ["attention, 64 channels a head"],
+        "attention, 64 channels a head": ["AdaGN"],
+    }.get(name, [])
 
 
 def without_dropout(network):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +19,10 @@ from diffusion.precision import autocast, to_inference_dtype
 from diffusion.superres import SuperResConfig, SuperResUNet, reduced
 from diffusion.trunk import UNetConfig, check_inputs, check_labels
 from diffusion.unet import UNet
-from tests.unit.test_networks_against_reference import BASE, close, draw, randomized
+from tests.networks import BASE, close, draw, randomized
 
+ROOT = Path(__file__).parents[2]
+HEADS = {"num_heads": 4, "num_head_channels": None}
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 
@@ -119,6 +124,8 @@ def test_16_bits_by_autocast_stay_near_float32_and_embeddings_and_head_are_float
     else:
         network = randomized(NoisyClassifier(ClassifierConfig(encoder=config, num_classes=5)))
     dtypes = {}
+    projection = network.middle_block[0].emb_layers
+    projection.register_forward_hook(lambda _, __, out: dtypes.__setitem__("projection", out.dtype))
     network.time_embed.register_forward_hook(lambda _, __, out: dtypes.__setitem__("embedding", out.dtype))
     network.middle_block.register_forward_hook(lambda _, __, out: dtypes.__setitem__("torso", out.dtype))
     x, t = draw(3, 3, 16, 16), torch.tensor([0.0, 3.25, 999.75])
@@ -126,7 +133,7 @@ def test_16_bits_by_autocast_stay_near_float32_and_embeddings_and_head_are_float
         expected = network(x, t).double()
         with autocast("cpu", precision):
             found = network(x, t)
-    assert dtypes["embedding"] == found.dtype == torch.float32
+    assert dtypes["embedding"] == dtypes["projection"] == found.dtype == torch.float32
     assert dtypes["torso"] == {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     close(found, expected, tolerance)
 
@@ -169,6 +176,14 @@ def config(**changes):
     return replace(BASE, **changes)
 
 
+def classifier():
+    return NoisyClassifier(ClassifierConfig(encoder=BASE, num_classes=5))
+
+
+def superres():
+    return SuperResUNet(SuperResConfig(unet=BASE, small_size=4), out_channels=3)
+
+
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
@@ -181,14 +196,24 @@ def config(**changes):
         ),
         (lambda: ClassifierConfig(encoder=config(num_classes=10)), r"a classifier is not told the class"),
         (
-            lambda: ClassifierConfig(encoder=config(num_heads=4, num_head_channels=None)),
+            lambda: ClassifierConfig(encoder=config(**HEADS)),
             r"or another pool",
         ),
         (lambda: ClassifierConfig(encoder=BASE, num_classes=1), r"num_classes=1"),
         (lambda: SuperResConfig(unet=BASE, small_size=16), r"small_size=16: .* less than superres.unet.image_size=16"),
+        (
+            lambda: config(attention_resolutions=(), num_heads=4, num_head_channels=None, num_heads_upsample=2),
+            r"way up",
+        ),
+        (lambda: UNet(BASE, out_channels=0), r"out_channels=0"),
+        (lambda: UNet(BASE, out_channels=3)(draw(2, 3, 6, 8), draw(2)), r"multiples of 4"),
+        (lambda: UNet(BASE, out_channels=3)(draw(2, 1, 8, 8), draw(2)), r"takes \(b, 3, h, w\)"),
+        (lambda: UNet(config(num_classes=9), out_channels=3)(draw(1, 3, 8, 8), draw(1), torch.tensor([9])), r"0 to 8"),
+        (lambda: classifier()(draw(2, 3, 6, 8), draw(2)), r"multiples of 4"),
+        (lambda: superres()(draw(2, 1, 16, 16), draw(2), low_res=draw(2, 1, 4, 4)), r"takes \(b, 3, h, w\)"),
         (lambda: check_inputs(BASE, draw(2, 3, 6, 8), draw(2), channels=3), r"multiples of 4"),
         (lambda: check_inputs(BASE, draw(2, 1, 8, 8), draw(2), channels=3), r"takes \(b, 3, h, w\)"),
-        (lambda: check_inputs(BASE, draw(2, 3, 8, 8), draw(3), channels=3), r"t of shape \(3,\) for 2 images"),
+        (lambda: check_inputs(BASE, draw(2, 3, 8, 8), draw(3), channels=3), r"model_t of shape \(3,\) for 2 images"),
         (lambda: check_inputs(BASE, draw(2, 3, 8, 8), draw(2, 1), channels=3), r"t of shape \(2, 1\)"),
         (lambda: check_labels(torch.tensor([0, 9]), images=2, num_classes=9), r"0 to 9; this network knows 0 to 8"),
         (lambda: check_labels(torch.tensor([0, -1]), images=2, num_classes=9), r"-1 to 0"),
@@ -201,13 +226,49 @@ def test_what_does_not_fit_is_refused_by_name(build, complaint):
         build()
 
 
+WRONG_CHOICES = """
+from dataclasses import replace
+from diffusion.classifier import ClassifierConfig
+from diffusion.openai_checkpoints import load_published
+from diffusion.unet import UNet, UNetConfig
+
+base = UNetConfig(image_size=8, channel_mult=(1, 2), attention_resolutions=())
+network = UNet(base, out_channels=3)
+for attempt in (
+    lambda: replace(base, attention_layout="newer"),
+    lambda: replace(base, conditioning="film"),
+    lambda: replace(base, resampling="blur"),
+    lambda: replace(base, residual_scale="2"),
+    lambda: ClassifierConfig(encoder=base, pool="max"),
+    lambda: load_published(network, network.state_dict(), attention_layout="newer"),
+):
+    try:
+        attempt()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_a_choice_that_is_none_is_refused_also_where_nothing_checks_types():
+    # In a process of its own: here annotations are checked, and would be first.
+    ended = subprocess.run([sys.executable, "-c", WRONG_CHOICES], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert ended.stdout.splitlines() == [
+        "model.attention_layout='newer': must be one of 'legacy', 'new'",
+        "model.conditioning='film': must be one of 'adagn', 'additive'",
+        "model.resampling='blur': must be one of 'conv', 'pool', 'residual'",
+        "model.residual_scale='2': must be one of '1', '1/sqrt(2)'",
+        "classifier.pool='max': must be one of 'attention', 'adaptive', 'spatial', 'spatial_v2'",
+        "layout='newer': must be one of 'legacy', 'new'",
+    ], ended.stderr
+
+
 def test_a_small_image_of_another_size_is_refused():
-    network = SuperResUNet(SuperResConfig(unet=BASE, small_size=4), out_channels=3)
+    network = superres()
     with pytest.raises(ValueError, match=r"this network takes \(2, 3, 4, 4\)"):
         network(draw(2, 3, 16, 16), torch.zeros(2), low_res=draw(2, 3, 8, 8))
 
 
 def test_a_classifier_of_other_images_than_its_own_is_refused():
-    network = NoisyClassifier(ClassifierConfig(encoder=BASE, num_classes=5))
+    network = classifier()
     with pytest.raises(ValueError, match="has positions for 16"):
         network(draw(2, 3, 32, 32), torch.zeros(2))

@@ -12,7 +12,7 @@ from diffusion.metrics.inception import declare_missing_torchvision_operators
 from diffusion.published import PUBLISHED, PublishedModel
 from diffusion.superres import SuperResConfig, SuperResUNet
 from diffusion.unet import UNet
-from tests.unit.test_networks_against_reference import BASE, close, draw, randomized
+from tests.networks import BASE, close, draw, randomized
 
 declare_missing_torchvision_operators()  # diffusers imports torchvision where it is installed
 from diffusers import UNet2DModel  # noqa: E402

@@ -24,13 +24,17 @@ from diffusion.published import PUBLISHED, PublishedModel
 from diffusion.superres import SuperResConfig, SuperResUNet
 from diffusion.trunk import UNetConfig
 from diffusion.unet import UNet
-from tests.unit.test_networks_against_reference import BASE, draw, randomized
+from tests.networks import BASE, draw, randomized
 
 NETWORKS = {
     "unet": lambda: UNet(replace(BASE, num_classes=4, channel_mult=(0.5, 1, 1), model_channels=64), out_channels=6),
     "superres": lambda: SuperResUNet(SuperResConfig(unet=BASE, small_size=8), out_channels=3),
     "classifier": lambda: NoisyClassifier(ClassifierConfig(encoder=BASE, num_classes=4, pool="spatial_v2")),
 }
+
+
+def shapes_of(network: Network) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def inputs_of(network: Network) -> dict[str, torch.Tensor]:
@@ -61,9 +65,10 @@ def reduced(model: PublishedModel) -> PublishedModel:
 def test_a_file_gives_the_network_back_with_its_config_and_its_outputs(tmp_path, kind):
     network = randomized(NETWORKS[kind]())
     network.save(tmp_path / "network.safetensors")
-    found = type(network).from_checkpoint(tmp_path / "network.safetensors").eval()
+    found = type(network).from_checkpoint(tmp_path / "network.safetensors")
     assert found.description() == network.description()
     assert torch.equal(found(**inputs_of(found)), network(**inputs_of(network)))
+    assert not found.training
     assert [file.name for file in tmp_path.iterdir()] == ["network.safetensors"]
 
 
@@ -78,6 +83,8 @@ def test_an_average_of_the_weights_is_written_in_their_place(tmp_path):
     network.save(tmp_path / "average.safetensors", weights=average, metadata={"rate": "0.9999"})
     found = UNet.from_checkpoint(tmp_path / "average.safetensors").state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in average.items())
+    with pytest.raises(ValueError, match="the network's own description"):
+        network.save(tmp_path / "other", metadata={"network": "{}"})
     with pytest.raises(ValueError, match=r"out\.2\.bias is missing"):
         network.save(tmp_path / "other", weights={n: t for n, t in average.items() if n != "out.2.bias"})
 
@@ -85,9 +92,12 @@ def test_an_average_of_the_weights_is_written_in_their_place(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda header: header.update(kind="classifier"), "of kind 'classifier', not 'unet'"),
+        (lambda header: header.update(kind="classifier"), "holds a 'classifier', and UNet reads a 'unet' alone"),
         (lambda header: header["config"].update(image_sizes=8), r"unknown are \['image_sizes'\]"),
         (lambda header: header["config"].pop("image_size"), r"missing are \['image_size'\]"),
+        (lambda header: header["config"].pop("attention_layout"), r"missing are \['attention_layout'\]"),
+        (lambda header: header["config"].update(channel_mult=[float("inf")]), "must be finite"),
+        (lambda header: header["arguments"].update(out_channels=-1), "out_channels=-1: must be 1 or more"),
         (lambda header: header["config"].update(image_size="16"), "config.image_size='16': not int"),
         (lambda header: header["config"].update(conditioning="film"), "config.conditioning='film'"),
         (lambda header: header["config"].update(num_heads=2.5), "config.num_heads=2.5: none of int, NoneType"),
@@ -96,7 +106,7 @@ def test_an_average_of_the_weights_is_written_in_their_place(tmp_path):
         (lambda header: header["arguments"].update(out_channels="6"), "arguments="),
         (lambda header: header["arguments"].update(depth=6), "depth"),
         (lambda header: header["arguments"].update(out_channels=5), r"out.2.weight has shape \(6, 32, 3, 3\)"),
-        (lambda header: header.pop("arguments"), "not 'unet'"),
+        (lambda header: header.pop("arguments"), r"has \['config', 'kind'\], not kind, config and arguments"),
     ],
 )
 def test_a_header_that_describes_another_network_is_refused_by_name(tmp_path, damage, complaint):
@@ -127,11 +137,16 @@ def test_every_published_file_is_read_and_written_back_without_loss(tmp_path, mo
     network = randomized(model.build())
     torch.save(network.state_dict(), tmp_path / "model.pt")
     monkeypatch.setattr("diffusion.openai_checkpoints.PUBLISHED", {name: model})
+    monkeypatch.setattr("diffusion.openai_checkpoints._published_shapes", lambda name: shapes_of(network))
     found = from_published(tmp_path / "model.pt")
+    assert not found.training
     layout = getattr(found.config, "encoder", found.config).attention_layout
-    back = to_published(found, attention_layout=layout)
-    assert list(back) == list(network.state_dict())
-    assert all(torch.equal(back[key], tensor) for key, tensor in network.state_dict().items())
+    other = "legacy" if layout == "new" else "new"
+    # Out in the other layout, and in again from there.
+    load_published(network, to_published(found, attention_layout=other), attention_layout=other)
+    back = to_published(network, attention_layout=layout)
+    assert list(back) == list(found.state_dict())
+    assert all(torch.equal(back[key], tensor) for key, tensor in found.state_dict().items())
 
 
 def test_attention_layouts_are_permutations_of_each_other_and_draw_the_same():
@@ -151,9 +166,24 @@ def test_attention_layouts_are_permutations_of_each_other_and_draw_the_same():
     assert (new(x, t) - legacy(x, t)).abs().max() > 1e-2
 
 
-def test_weights_that_are_no_published_models_must_be_given_their_layout():
-    with pytest.raises(ValueError, match=r"give the layout of its attention"):
-        recognise(UNet(BASE, out_channels=3).state_dict())
+def test_somebody_elses_weights_of_a_published_shape_are_read_in_the_layout_that_is_named(tmp_path, monkeypatch):
+    model = reduced(PUBLISHED["64x64_diffusion"])  # the published one is new
+    network = randomized(replace(model, network=replace(model.network, attention_layout="legacy")).build())
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    monkeypatch.setattr("diffusion.openai_checkpoints.PUBLISHED", {"64x64_diffusion": model})
+    monkeypatch.setattr("diffusion.openai_checkpoints._published_shapes", lambda name: shapes_of(network))
+    found = from_published(tmp_path / "mine.pt", attention_layout="legacy")
+    x, t, y = draw(1, 3, 64, 64), torch.zeros(1), torch.tensor([3])
+    with torch.no_grad():
+        assert torch.equal(found(x, t, y), network(x, t, y))
+
+
+def test_what_is_wrong_with_weights_of_no_published_model_is_said_of_the_nearest():
+    with torch.device("meta"):
+        weights = PUBLISHED["cifar10_uncond_50M_500K"].build().state_dict()
+    weights["out.2.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"as cifar10_uncond_50M_500K, .*out\.2\.bias has shape \(3,\), not \(6,\)"):
+        recognise(weights)
 
 
 def test_entries_that_do_not_fit_are_named():
@@ -199,7 +229,7 @@ def test_a_file_that_is_no_whole_state_dict_is_refused(tmp_path):
     for name in ("short.pt", "empty.pt"):
         with pytest.raises(ValueError, match=f"{name}: not a whole .pt file"):
             read_published(tmp_path / name)
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"missing.pt"):
         read_published(tmp_path / "missing.pt")
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     torch.save({"step": 3}, tmp_path / "numbers.pt")

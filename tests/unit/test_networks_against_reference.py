@@ -6,21 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.guidance import log_probability_gradient
 from diffusion.precision import to_inference_dtype
 from diffusion.superres import SuperResConfig, SuperResUNet, enlarged
-from diffusion.trunk import UNetConfig
 from diffusion.unet import UNet
+from tests.networks import BASE, close, draw, randomized
 from tests.reference_networks import Reference
 
-BASE = UNetConfig(
-    image_size=16, model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=1, attention_resolutions=(8, 4),
-    num_heads=None, num_head_channels=16,
-)  # fmt: skip
 OPTIONS = {
     "head channels": {},
     "heads": {"num_heads": 4, "num_head_channels": None},
@@ -38,18 +33,6 @@ OPTIONS = {
         "num_classes": 5, "attention_resolutions": (16, 8, 4), "channels": 1,
     },
 }  # fmt: skip
-
-
-def randomized(network, seed=0):
-    """No parameter at its initial value: zero-initialised layers would hide what is behind them."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
-    return network.eval()
-
-
-def draw(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def reference_of(network, config):
@@ -151,10 +134,3 @@ def test_16_bit_weights_change_the_output_by_their_rounding_alone(precision, tol
         found = network(x, t, y)
     assert found.dtype == torch.float32
     close(found, expected, tolerance)
-
-
-def close(found, expected, tolerance=2e-5):
-    """Relative to the largest value there is: float32 sums of hundreds of terms, in another order."""
-    assert found.shape == expected.shape
-    error = (found.double() - expected).abs().max() / expected.abs().max()
-    assert error <= tolerance, f"off by {error:.1e}"

@@ -4,28 +4,16 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from diffusion.layers import ResBlock, timestep_embedding, timestep_frequencies
+from diffusion.layers import timestep_embedding, timestep_frequencies
 from diffusion.unet import UNet, UNetConfig
+from tests.networks import draw, randomized
 
 SMALL = {"image_size": 8, "channels": 1, "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 
 
 def small_config(**changes):
     return UNetConfig(**{**SMALL, "attention_resolutions": (4,), "num_heads": 2, **changes})
-
-
-def randomized(module, seed=0):
-    """The module with no parameter at its initial value: zero-initialised layers would hide what is behind them."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
-    return module.eval()
-
-
-def draw(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_t_is_embedded_as_cosines_then_sines_of_falling_frequencies():
@@ -42,20 +30,6 @@ def test_steps_between_whole_ones_are_told_apart():
     network = randomized(UNet(small_config(), out_channels=1))
     x = draw(3, 1, 8, 8)
     assert not torch.equal(network(x, torch.full((3,), 5.0)), network(x, torch.full((3,), 5.25)))
-
-
-def test_a_fresh_network_predicts_zero():
-    network = UNet(small_config(), out_channels=2)
-    assert torch.equal(network(draw(2, 1, 8, 8), torch.tensor([3.0, 4.0])), torch.zeros(2, 2, 8, 8))
-
-
-@pytest.mark.parametrize(("resample", "size"), [("down", 2), ("up", 8)])
-def test_a_resampling_block_changes_the_size_of_what_it_skips_too(resample, size):
-    block = ResBlock(32, 32, emb_channels=16, dropout=0.0, conditioning="adagn", resample=resample)
-    x = draw(2, 32, 4, 4)
-    out = block(x, draw(2, 16))  # fresh: the residual branch is zero, what remains is the skip
-    assert out.shape == (2, 32, size, size)
-    torch.testing.assert_close(out.mean(dim=(2, 3)), x.mean(dim=(2, 3)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
