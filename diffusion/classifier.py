@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.checkpoints import Network
-from diffusion.layers import FeatureMap, GroupNorm, attention, pointwise, zero_init
+from diffusion.layers import FeatureMap, GroupNorm, attention, pointwise, project, zero_init
 from diffusion.precision import float32_island, in_torso_dtype
 from diffusion.trunk import TimeEmbedding, UNetConfig, check_inputs, input_blocks, middle_block
 from diffusion.types import check_choice
@@ -88,11 +88,12 @@ class NoisyClassifier(Network):
         check_inputs(self.config.encoder, x, model_t, channels=self.config.encoder.channels)
         with float32_island(model_t):
             emb = functional.silu(self.time_embed(model_t))
+        projected = project(emb, self.torso)
         h = in_torso_dtype(self, x)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         means = []
         for block in [*self.input_blocks, self.middle_block]:
-            h = block(h, emb, recompute=recompute)
+            h = block(h, projected, recompute=recompute)
             if self.config.pool in ("spatial", "spatial_v2"):
                 means.append(h.to(emb.dtype).mean(dim=(2, 3)))
         with float32_island(h):

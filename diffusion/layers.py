@@ -8,6 +8,8 @@ see what they would see there. Inside a block operations are merged, and hooks o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -97,20 +99,24 @@ class ResBlock(nn.Module):
 
     def forward(self, x: FeatureMap, emb: Embedding) -> Output:
         """emb is the embedding of t after its SiLU."""
+        with float32_island(emb):
+            return self.conditioned(x, self.projection(emb))
+
+    @property
+    def projection(self) -> nn.Linear:
+        """From the embedding to what the block takes of it."""
+        return cast(nn.Linear, self.emb_layers[1])
+
+    def conditioned(self, x: FeatureMap, projected: Embedding) -> Output:
+        """forward, where the embedding has been through the projection."""
         norm, _, conv = cast(tuple[GroupNorm, nn.Module, nn.Module], self.in_layers)
         h = conv(resampled(norm_act(norm, x), self.resample))
-        with float32_island(emb):
-            conditioning = self.emb_layers(emb)
-        h = self._conditioned(h, conditioning)
-        return merged(self.skip_connection(resampled(x, self.resample)), h, self.skip_scale)
-
-    def _conditioned(self, h: FeatureMap, emb: Embedding) -> Tensor:
         norm, _, dropout, conv = cast(tuple[GroupNorm, nn.Module, nn.Module, nn.Module], self.out_layers)
         if self.conditioning == "adagn":
-            h = norm_act(norm, h, emb)
+            h = norm_act(norm, h, projected)
         else:
-            h = norm_act(norm, h + emb.to(h.dtype)[:, :, None, None])
-        return conv(dropout(h))
+            h = norm_act(norm, h + projected.to(h.dtype)[:, :, None, None])
+        return merged(self.skip_connection(resampled(x, self.resample)), conv(dropout(h)), self.skip_scale)
 
 
 class AttentionBlock(nn.Module):
@@ -174,14 +180,23 @@ class Upsample(nn.Module):
 
 
 class EmbedSequential(nn.ModuleList):
-    """Layers in a row, of which the residual blocks also receive the embedding."""
+    """Layers in a row, of which the residual blocks also receive the embedding, projected for each of them."""
 
-    def forward(self, x: FeatureMap, emb: Embedding, *, recompute: bool = False) -> Output:
-        """recompute: keep nothing of a block for its gradient but what went in, and run it again then."""
+    def forward(self, x: FeatureMap, projected: Iterator[Embedding], *, recompute: bool = False) -> Output:
+        """recompute: keep nothing of a layer for its gradient but what went in, and run it again then."""
         for layer in self:
-            inputs = (x, emb) if isinstance(layer, ResBlock) else (x,)
-            x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
+            work = partial(layer.conditioned, projected=next(projected)) if isinstance(layer, ResBlock) else layer
+            x = checkpoint(work, x, use_reentrant=False) if recompute else work(x)
         return x
+
+
+def project(emb: Embedding, parts: Iterable[nn.Module]) -> Iterator[Embedding]:
+    """The embedding as each residual block of these parts takes it, in order: one matrix product for all."""
+    linears = [module.projection for part in parts for module in part.modules() if isinstance(module, ResBlock)]
+    weight = torch.cat([linear.weight for linear in linears])
+    bias = torch.cat([linear.bias for linear in linears])
+    with float32_island(emb):
+        return iter(functional.linear(emb, weight, bias).split([linear.out_features for linear in linears], dim=1))
 
 
 def resampled(x: FeatureMap, resample: Resample) -> Resampled:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.checkpoints import Network
-from diffusion.layers import Embedding, EmbedSequential, GroupNorm, Upsample, zero_init
+from diffusion.layers import Embedding, EmbedSequential, GroupNorm, Upsample, project, zero_init
 from diffusion.precision import float32_island, in_torso_dtype
 from diffusion.trunk import (
     TimeEmbedding,
@@ -83,14 +83,15 @@ class UNet(Network):
         """
         check_inputs(self.config, x, model_t, channels=self.in_channels)
         emb = self._embedding(model_t, y)
+        projected = project(emb, self.torso)
         h, skips = in_torso_dtype(self, x), []
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.input_blocks:
-            h = block(h, emb, recompute=recompute)
+            h = block(h, projected, recompute=recompute)
             skips.append(h)
-        h = self.middle_block(h, emb, recompute=recompute)
+        h = self.middle_block(h, projected, recompute=recompute)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, recompute=recompute)
+            h = block(torch.cat([h, skips.pop()], dim=1), projected, recompute=recompute)
         with float32_island(h):
             return self.out(h.to(self.out[-1].weight.dtype))
 

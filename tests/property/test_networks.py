@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.guidance import log_probability_gradient
-from diffusion.layers import ResBlock
+from diffusion.layers import ResBlock, project
 from diffusion.precision import autocast, to_inference_dtype
 from diffusion.superres import SuperResConfig, SuperResUNet, reduced
 from diffusion.trunk import UNetConfig, check_inputs, check_labels
@@ -124,8 +124,6 @@ def test_16_bits_by_autocast_stay_near_float32_and_embeddings_and_head_are_float
     else:
         network = randomized(NoisyClassifier(ClassifierConfig(encoder=config, num_classes=5)))
     dtypes = {}
-    projection = network.middle_block[0].emb_layers
-    projection.register_forward_hook(lambda _, __, out: dtypes.__setitem__("projection", out.dtype))
     network.time_embed.register_forward_hook(lambda _, __, out: dtypes.__setitem__("embedding", out.dtype))
     network.middle_block.register_forward_hook(lambda _, __, out: dtypes.__setitem__("torso", out.dtype))
     x, t = draw(3, 3, 16, 16), torch.tensor([0.0, 3.25, 999.75])
@@ -133,6 +131,7 @@ def test_16_bits_by_autocast_stay_near_float32_and_embeddings_and_head_are_float
         expected = network(x, t).double()
         with autocast("cpu", precision):
             found = network(x, t)
+            dtypes["projection"] = next(project(network.time_embed(t), network.torso)).dtype
     assert dtypes["embedding"] == dtypes["projection"] == found.dtype == torch.float32
     assert dtypes["torso"] == {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     close(found, expected, tolerance)

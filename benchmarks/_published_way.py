@@ -1,0 +1,87 @@
+"""The same U-Net computed the way the published code computes it: the yardstick that ratios are taken against.
+
+Written from the description of that code, not copied: attention by two einsums whose softmax is kept and recomputed in
+the backward pass, one SiLU of the embedding in every block, separate norm, scale, shift and activation, images in
+contiguous memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from diffusion.layers import AttentionBlock, ResBlock, resampled
+from diffusion.unet import UNet
+
+
+class PublishedAttention(AttentionBlock):
+    """See the module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Always run twice in training."""
+        return checkpoint(self._attend, x, use_reentrant=False) if torch.is_grad_enabled() else self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, channels, *size = x.shape
+        flat = x.reshape(batch, channels, -1)
+        qkv = self.qkv(self.norm(flat))
+        width = channels // self.num_heads
+        q, k, v = qkv.reshape(batch * self.num_heads, 3 * width, -1).split(width, dim=1)
+        scale = 1 / math.sqrt(math.sqrt(width))
+        weight = torch.einsum("bct,bcs->bts", q * scale, k * scale)
+        weight = torch.softmax(weight.float(), dim=-1).type(weight.dtype)
+        h = torch.einsum("bts,bcs->bct", weight, v).reshape(batch, -1, flat.shape[-1])
+        return (flat + self.proj_out(h)).reshape(batch, channels, *size)
+
+
+class PublishedResBlock(ResBlock):
+    """See the module."""
+
+    emb: Tensor
+
+    def conditioned(self, x: Tensor, projected: Tensor) -> Tensor:
+        """Not what was projected for all blocks, but its own, with the SiLU that every block does again."""
+        layers: Any = self.in_layers
+        h = layers[2](resampled(layers[1](layers[0](x)), self.resample))
+        conditioning: Tensor = self.emb_layers(functional.silu(self.emb))[:, :, None, None]
+        norm, silu, dropout, conv = self.out_layers  # type: ignore[misc]  # a Sequential of four
+        scale, shift = conditioning.chunk(2, dim=1)
+        h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))
+        return self.skip_connection(resampled(x, self.resample)) + h
+
+
+class PublishedUNet(UNet):
+    """See the module."""
+
+    def forward(self, x: Tensor, model_t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Blocks are handed the embedding before its SiLU."""
+        emb = self.time_embed(model_t)
+        for module in self.modules():
+            if isinstance(module, PublishedResBlock):
+                module.emb = emb
+        nothing = itertools.repeat(emb)
+        h, skips = x, []
+        for block in self.input_blocks:
+            h = block(h, nothing)
+            skips.append(h)
+        h = self.middle_block(h, nothing)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), nothing)
+        return self.out(h)
+
+
+def computed_as_published(network: UNet) -> UNet:
+    """The network itself, with the forward of its blocks changed."""
+    network.__class__ = PublishedUNet
+    for module in network.modules():
+        if isinstance(module, AttentionBlock):
+            module.__class__ = PublishedAttention
+        elif isinstance(module, ResBlock):
+            module.__class__ = PublishedResBlock
+    return network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -1,0 +1,247 @@
+"""How fast is a training step, and a forward for sampling, beside what a user would take instead? Ratios in one run.
+
+Same parameters, same function (checked first) but for lucidrains' network, which is another one of about that size.
+Implementations take turns round by round; printed are medians as multiples of the published way's speed, the quarter
+and three-quarter points of the rounds' ratios, and the share of the peak of matrix products that useful work reaches.
+
+    PYTHONPATH=. python benchmarks/networks.py > docs/results/networks.md
+    PYTHONPATH=. python benchmarks/networks.py --sizes 32 --precision bf16 --compile --impl mine.py:factory
+
+factory(config: UNetConfig, out_channels: int) -> nn.Module, called as module(x_t, t).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks._published_way import computed_as_published
+from diffusion import fused
+from diffusion.diffusers_export import to_diffusers
+from diffusion.ema import Ema, EmaConfig
+from diffusion.flops import cost_of
+from diffusion.metrics.inception import declare_missing_torchvision_operators
+from diffusion.precision import DTYPES, Precision, autocast
+from diffusion.trunk import UNetConfig
+from diffusion.unet import UNet
+
+ROUNDS = 7
+WARM_UP = 2
+EMA_RATE = 0.9999
+REFERENCE = "published way"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A size of image, the network for it, and the batch."""
+
+    config: UNetConfig
+    batch: int
+
+
+CASES = {
+    8: Case(UNetConfig(image_size=8, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
+                       attention_resolutions=(4,), num_heads=2), 32),
+    32: Case(UNetConfig(image_size=32, model_channels=64, num_res_blocks=3), 32),
+    64: Case(UNetConfig(image_size=64, model_channels=64, num_res_blocks=3), 16),
+}  # fmt: skip
+"""8 is the tiny preset's network; the others are IDDPM's for CIFAR-10 at half its width, 13 million parameters."""
+
+
+class Contestant:
+    """A network with its optimizer and average, as its users run it."""
+
+    def __init__(self, network: nn.Module, call: Callable[[Tensor, Tensor], Tensor], *, own: bool, fuse: bool) -> None:
+        self.network, self.call, self.own, self.fuse = network, call, own, fuse
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=own or None)
+        self.average = Ema(EmaConfig(rates=(EMA_RATE,)), network)
+        self.slow_average = [parameter.detach().clone() for parameter in network.parameters()]
+        self.steps = 0
+
+    def train_step(self, x: Tensor, t: Tensor, target: Tensor, precision: Precision) -> None:
+        """Forward, backward, AdamW, average."""
+        (fused.enable if self.fuse else fused.disable)()
+        self.optimizer.zero_grad()
+        with autocast(x.device, precision):
+            loss = functional.mse_loss(self.call(x, t).float(), target)
+        loss.backward()
+        self.optimizer.step()
+        if self.own:
+            self.average.update(self.network, step=self.steps)
+        else:
+            with torch.no_grad():
+                for kept, parameter in zip(self.slow_average, self.network.parameters(), strict=True):
+                    kept.mul_(EMA_RATE).add_(parameter, alpha=1 - EMA_RATE)
+        self.steps += 1
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
+        """What sampling asks of it at each step."""
+        (fused.enable if self.fuse else fused.disable)()
+        with autocast(x.device, precision):
+            return self.call(x, t)
+
+
+def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[str, Contestant]:
+    """All implementations, with the same weights where they are the same function."""
+    torch.manual_seed(0)
+    plain = UNet(case.config, out_channels=3)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    plain = plain.to(device)
+    ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    slow = computed_as_published(copy.deepcopy(plain))
+    found = {
+        REFERENCE: Contestant(slow, slow, own=False, fuse=False),
+        "ours, torch's operators": Contestant(ours, ours, own=True, fuse=False),
+    }
+    if device == "cpu":
+        fast = copy.deepcopy(ours)
+        found["ours, fused norm"] = Contestant(fast, fast, own=True, fuse=True)
+    found["diffusers"] = _diffusers(plain, device)
+    found["lucidrains (another network)"] = _lucidrains(case.config, device)
+    if options.compile:
+        compiled = copy.deepcopy(ours)
+        found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled), own=True, fuse=False)
+    for spec in options.impl:
+        path, _, name = spec.partition(":")
+        module_spec = importlib.util.spec_from_file_location("contestant", path)
+        assert module_spec is not None
+        assert module_spec.loader is not None
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        network = getattr(module, name)(case.config, 3).to(device)
+        found[spec] = Contestant(network, network, own=False, fuse=False)
+    return found
+
+
+def _diffusers(network: UNet, device: str) -> Contestant:
+    declare_missing_torchvision_operators()
+    from diffusers import UNet2DModel
+
+    exported = to_diffusers(network)
+    theirs = UNet2DModel(**exported.config)
+    theirs.load_state_dict(exported.weights)
+    theirs = theirs.to(device)
+    return Contestant(theirs, lambda x, t: theirs(x, t, return_dict=False)[0], own=False, fuse=False)
+
+
+def _lucidrains(config: UNetConfig, device: str) -> Contestant:
+    from denoising_diffusion_pytorch import Unet
+
+    mults = tuple(int(mult) for mult in config.channel_mult)
+    attention = tuple(size in config.attention_resolutions for size in config.sizes)
+    network = Unet(
+        config.model_channels, dim_mults=mults, full_attn=attention, attn_heads=4,
+        attn_dim_head=config.model_channels // 4, flash_attn=False,
+    ).to(device)  # fmt: skip
+    return Contestant(network, network, own=False, fuse=False)
+
+
+def check_same(found: dict[str, Contestant], x: Tensor, t: Tensor) -> None:
+    """Raises AssertionError unless all but lucidrains give the reference's output."""
+    expected = found[REFERENCE].forward(x, t, "float32")
+    for name, contestant in found.items():
+        if "another" not in name and ":" not in name:
+            torch.testing.assert_close(contestant.forward(x, t, "float32"), expected, rtol=1e-3, atol=1e-4)
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    begin = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def peaks(precision: Precision, device: str) -> tuple[float, float]:
+    """FLOP/s of a large matrix product, and of a 3x3 convolution of 128 channels, channels last."""
+    dtype = DTYPES[precision]
+    a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
+    image = torch.randn(16, 128, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(128, 128, 3, padding=1).to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        product = min(timed(lambda: a @ b, device) for _ in range(7))
+        convolution = min(timed(lambda: conv(image), device) for _ in range(7))
+    return 2 * 2048**3 / product, 2 * 9 * 128 * 128 * 16 * 32 * 32 / convolution
+
+
+def compare(
+    case: Case, options: argparse.Namespace, device: str, precision: Precision
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every round: [what][implementation]."""
+    found = contestants(case, options, device)
+    size = case.config.image_size
+    x = torch.randn(case.batch, 3, size, size, device=device)
+    t, target = torch.rand(case.batch, device=device) * 1000, torch.randn_like(x)
+    check_same(found, x, t)
+    last = x.to(memory_format=torch.channels_last)
+    rounds: dict[str, dict[str, list[float]]] = {"training step": {}, "sampling forward": {}}
+    for number in range(WARM_UP + options.rounds):
+        for name, one in found.items():
+            seen = last if one.own else x
+            seconds = {
+                "training step": timed(lambda: one.train_step(seen, t, target, precision), device),  # noqa: B023
+                "sampling forward": timed(lambda: one.forward(seen, t, precision), device),  # noqa: B023
+            }
+            for what, taken in seconds.items():
+                if number >= WARM_UP:
+                    rounds[what].setdefault(name, []).append(taken)
+        print(f"{size}x{size}: round {number + 1} of {WARM_UP + options.rounds}", file=sys.stderr)
+    return rounds
+
+
+def report(case: Case, rounds: dict[str, dict[str, list[float]]], peak: float) -> None:
+    """One table a kind of work."""
+    cost = cost_of(UNet(case.config, out_channels=3))
+    for what, of_what in rounds.items():
+        work = cost.flops * case.batch * (3 if what == "training step" else 1)
+        print(f"\n{what}\n\n| | ms | speed, published way = 1 | quarters | of the peak |\n|---|---:|---:|---|---:|")
+        for name, seconds in of_what.items():
+            ratios = [theirs / ours for theirs, ours in zip(of_what[REFERENCE], seconds, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            median = statistics.median(seconds)
+            share = "-" if "another" in name or ":" in name else f"{work / median / peak:.0%}"
+            print(f"| {name} | {1000 * median:.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {share} |")
+
+
+def main() -> None:
+    """Print the tables as markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--precision", nargs="+", default=["float32"], choices=list(DTYPES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--compile", action="store_true", help="also compile ours: minutes on a CPU")
+    parser.add_argument("--impl", nargs="+", default=[], metavar="path.py:factory")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    print(f"# Networks, side by side\n\n{where}, torch {torch.__version__}, {options.rounds} rounds, taking turns.")
+    print("`PYTHONPATH=. python benchmarks/networks.py`. lucidrains' is another, smaller function; its FLOPs differ.")
+    for precision in options.precision:
+        for threads in options.threads if device == "cpu" else [1]:
+            torch.set_num_threads(threads)
+            product, convolution = peaks(precision, device)
+            for size in options.sizes:
+                case = CASES[size]
+                parameters = cost_of(UNet(case.config, out_channels=3)).parameters
+                on = f", {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
+                print(f"\n## {size}x{size}, batch {case.batch}, {parameters / 1e6:.1f} M parameters, {precision}{on}")
+                print(f"\nPeaks: matrix product {product / 1e9:.0f} GFLOP/s, 3x3 convolution {convolution / 1e9:.0f}.")
+                report(case, compare(case, options, device, precision), product)
+
+
+if __name__ == "__main__":
+    main()
