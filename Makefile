@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Spinning OpenMP threads make small models crawl on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
+# torch looks there for ninja when it compiles.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup ablation test check chaos bench docs clean
 
@@ -33,6 +35,7 @@ chaos: $(READY)
 	$(BIN)/pytest -m chaos tests $(ARGS)
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	for file in benchmarks/[a-z]*.py; do PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 docs: $(READY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class TrainConfig:
     """The averages of the weights."""
     timesteps: TimestepConfig = field(default_factory=UniformConfig)
     """How t is drawn."""
+    norms: Literal["torch", "fused"] = "torch"
+    """fused: an operator of our own (fused.py), on CPUs, where it is compiled first; other rounding, more speed."""
 
     def __post_init__(self) -> None:
         for name in ("images", "batch_size"):

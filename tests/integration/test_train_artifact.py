@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusion import fused
 from diffusion.ema import EmaConfig
 from orchestrator.backend import LocalBackend
 from orchestrator.materialize import materialize
@@ -34,6 +36,23 @@ def test_every_average_is_kept_and_the_first_is_the_model(trained: Path) -> None
     assert not torch.equal(first["out.2.weight"], second["out.2.weight"])
     with (trained / "record.json").open() as record:
         assert {"model.safetensors", "ema_0.5.safetensors"} <= set(json.load(record)["files"])
+
+
+def test_the_fused_norm_trains_the_same_model_but_for_rounding(trained: Path, tmp_path: Path) -> None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler")
+    base = tiny()
+    train = replace(base.train, images=1280, ema=EmaConfig(rates=(0.9, 0.5)), norms="fused")
+    step = plan(replace(base, train=train))["train"]
+    store = ArtifactStore(str(tmp_path))
+    try:
+        materialize([step], store, backend=LocalBackend(), resources=Resources())
+    finally:
+        fused.disable()
+    plain, ours = (load_file(path / "model.safetensors") for path in (trained, store.path(step)))
+    changed = torch.cat([(plain[name] - ours[name]).flatten() for name in plain])
+    size = torch.cat([plain[name].flatten() for name in plain]).abs().mean()
+    assert 0 < changed.abs().mean() < 1e-2 * size
 
 
 def test_the_journal_has_the_loss_of_each_quarter_of_t_and_their_weighted_mean_is_the_loss(trained: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from tests.networks import BASE, close, draw, randomized
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled() -> Iterator[None]:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler")
     fused.enable()
     yield
     fused.disable()
