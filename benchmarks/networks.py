@@ -2,7 +2,7 @@
 
 Same parameters, same function (checked first) but for lucidrains' network, which is another one of about that size.
 Implementations take turns round by round; printed are medians as multiples of the published way's speed, the quarter
-and three-quarter points of the rounds' ratios, and the share of the peak of matrix products that useful work reaches.
+and three-quarter points of the rounds' ratios, and the share of the better peak that useful work reaches.
 
     PYTHONPATH=. python benchmarks/networks.py > docs/results/networks.md
     PYTHONPATH=. python benchmarks/networks.py --sizes 32 --precision bf16 --compile --impl mine.py:factory
@@ -240,7 +240,7 @@ def main() -> None:
                 on = f", {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
                 print(f"\n## {size}x{size}, batch {case.batch}, {parameters / 1e6:.1f} M parameters, {precision}{on}")
                 print(f"\nPeaks: matrix product {product / 1e9:.0f} GFLOP/s, 3x3 convolution {convolution / 1e9:.0f}.")
-                report(case, compare(case, options, device, precision), product)
+                report(case, compare(case, options, device, precision), max(product, convolution))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.checkpoints import Network
-from diffusion.layers import FeatureMap, GroupNorm, attention, pointwise, project, zero_init
+from diffusion.layers import FeatureMap, GroupNorm, attention, project, zero_init
 from diffusion.precision import float32_island, in_torso_dtype
 from diffusion.trunk import TimeEmbedding, UNetConfig, check_inputs, input_blocks, middle_block
 from diffusion.types import check_choice
@@ -112,16 +112,16 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: FeatureMap) -> Logits:
         """Raises ValueError for a feature map of another size than the positions were learned for."""
-        tokens = x.flatten(2).transpose(1, 2)
-        if tokens.shape[1] + 1 != self.positional_embedding.shape[1]:
+        tokens = x.flatten(2)
+        if tokens.shape[2] + 1 != self.positional_embedding.shape[1]:
             raise ValueError(
                 f"a feature map of {tuple(x.shape[2:])} pixels: this classifier's attention pool has positions for "
                 f"{self.positional_embedding.shape[1] - 1}, so images must have the size it was built for"
             )
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding.T
+        tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2) + self.positional_embedding
         # Here the published order is the new one, also where the blocks have the legacy one.
-        heard = attention(pointwise(self.qkv_proj, tokens), num_heads=self.num_heads, layout="new")
-        return pointwise(self.c_proj, heard)[:, 0]
+        heard = attention(self.qkv_proj(tokens).transpose(1, 2), num_heads=self.num_heads, layout="new")
+        return self.c_proj(heard.transpose(1, 2))[:, :, 0]
 
 
 def _head(config: ClassifierConfig, features: list[int]) -> nn.Sequential:

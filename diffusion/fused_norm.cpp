@@ -137,6 +137,23 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight
   return {out, mean, rstd};
 }
 
+// One pixel of the way back: dy = grad silu'(y), and its part of the sums over pixels of dy and of dy (x - mean).
+template <bool silu>
+void through_row(int64_t channels, const float* __restrict x, const float* __restrict grad,
+                 const float* __restrict slope, const float* __restrict intercept, const float* __restrict middle,
+                 float* __restrict dy, float* __restrict sum0, float* __restrict sum1) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float d = grad[c];
+    if constexpr (silu) {
+      const float y = slope[c] * x[c] + intercept[c], s = sigmoid(y);
+      d *= s * (1.0f + y * (1.0f - s));
+    }
+    dy[c] = d;
+    sum0[c] += d;
+    sum1[c] += d * (x[c] - middle[c]);
+  }
+}
+
 // d(loss)/dx, and one row an image of d/dweight, d/dbias and d/demb
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                     const Tensor& bias, const std::optional<Tensor>& emb,
@@ -172,19 +189,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
         float *sum0 = part0.data(), *sum1 = part1.data();
         const int64_t stop = std::min(first + BLOCK, s.pixels);
         for (int64_t p = first; p < stop; ++p) {
-          const float *row = image + p * s.channels, *g = incoming + p * s.channels;
-          float* to = dx + p * s.channels;
-#pragma GCC ivdep
-          for (int64_t c = 0; c < s.channels; ++c) {
-            float dy = g[c];
-            if (silu) {
-              const float y = slope[c] * row[c] + intercept[c], sig = sigmoid(y);
-              dy *= sig * (1.0f + y * (1.0f - sig));
-            }
-            to[c] = dy;
-            sum0[c] += dy;
-            sum1[c] += dy * (row[c] - middle[c]);
-          }
+          const int64_t at = p * s.channels;
+          if (silu)
+            through_row<true>(s.channels, image + at, incoming + at, slope, intercept, middle, dx + at, sum0, sum1);
+          else
+            through_row<false>(s.channels, image + at, incoming + at, slope, intercept, middle, dx + at, sum0, sum1);
         }
         for (int64_t c = 0; c < s.channels; ++c) {
           total0[c] += part0[c];
@@ -208,9 +217,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
       }
       const float *linear = by_x.data(), *fixed = constant.data();
       for (int64_t p = 0; p < s.pixels; ++p) {
-        const float* row = image + p * s.channels;
-        float* to = dx + p * s.channels;
-#pragma GCC ivdep
+        const float* __restrict row = image + p * s.channels;
+        float* __restrict to = dx + p * s.channels;
         for (int64_t c = 0; c < s.channels; ++c)
           to[c] = slope[c] * to[c] + linear[c] * (row[c] - middle[c]) + fixed[c];
       }

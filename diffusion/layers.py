@@ -128,32 +128,35 @@ class AttentionBlock(nn.Module):
         self.layout = layout
         self.skip_scale = skip_scale
         self.norm = GroupNorm(channels)
-        # Conv1d for the shapes of the published weights; as 1x1 convolutions they are applied as matrix products.
+        # Conv1d for the shapes of the published weights.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         """Softmax(q k / sqrt(channels per head)) v over all pixels."""
-        tokens = norm_act(self.norm, x, silu=False).flatten(2).transpose(1, 2)
-        h = attention(pointwise(self.qkv, tokens), num_heads=self.num_heads, layout=self.layout)
-        h = pointwise(self.proj_out, h)
-        return merged(x, h.transpose(1, 2).reshape(x.shape), self.skip_scale)
+        qkv = pointwise(self.qkv, norm_act(self.norm, x, silu=False))
+        h = attention(qkv.flatten(2).transpose(1, 2), num_heads=self.num_heads, layout=self.layout)
+        h = pointwise(self.proj_out, h.transpose(1, 2).reshape(x.shape))
+        return merged(x, h, self.skip_scale)
 
 
 def attention(qkv: Float[Tensor, "b n c3"], *, num_heads: int, layout: AttentionLayout) -> Float[Tensor, "b n c"]:
     """Softmax(q k / sqrt(channels per head)) v over n tokens, softmax in float32 or more."""
     batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     if layout == "legacy":
-        q, k, v = qkv.view(batch, tokens, num_heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
+        q, k, v = qkv.reshape(batch, tokens, num_heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
     else:
-        q, k, v = qkv.view(batch, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = qkv.reshape(batch, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     h = functional.scaled_dot_product_attention(q, k, v)
     return h.transpose(1, 2).reshape(batch, tokens, channels)
 
 
-def pointwise(conv: nn.Conv1d, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c_out"]:
-    """A convolution of one pixel, applied to tokens."""
-    return functional.linear(tokens, conv.weight[:, :, 0], conv.bias)
+def pointwise(conv: nn.Conv1d, x: FeatureMap) -> Output:
+    """A convolution of one pixel, applied to a feature map: a matrix product."""
+    if x.is_cpu:  # where convolutions are twice as fast as torch's matrix products, or as fast, by kind of CPU
+        return functional.conv2d(x, conv.weight[..., None], conv.bias)
+    tokens = functional.linear(x.flatten(2).transpose(1, 2), conv.weight[:, :, 0], conv.bias)
+    return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class Downsample(nn.Module):
