@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from diffusion.classifier import NoisyClassifier
 from diffusion.layers import AttentionBlock, ResBlock, resampled
 from diffusion.unet import UNet
+
+N = TypeVar("N", UNet, NoisyClassifier)
 
 
 class PublishedAttention(AttentionBlock):
@@ -61,11 +65,7 @@ class PublishedUNet(UNet):
 
     def forward(self, x: Tensor, model_t: Tensor, y: Tensor | None = None) -> Tensor:
         """Blocks are handed the embedding before its SiLU."""
-        emb = self.time_embed(model_t)
-        for module in self.modules():
-            if isinstance(module, PublishedResBlock):
-                module.emb = emb
-        nothing = itertools.repeat(emb)
+        nothing = _hand_out(self, self.time_embed(model_t))
         h, skips = x, []
         for block in self.input_blocks:
             h = block(h, nothing)
@@ -76,9 +76,28 @@ class PublishedUNet(UNet):
         return self.out(h)
 
 
-def computed_as_published(network: UNet) -> UNet:
+class PublishedClassifier(NoisyClassifier):
+    """See the module."""
+
+    def forward(self, x: Tensor, model_t: Tensor) -> Tensor:
+        """As PublishedUNet's."""
+        nothing, h = _hand_out(self, self.time_embed(model_t)), x
+        for block in [*self.input_blocks, self.middle_block]:
+            h = block(h, nothing)
+        return self.out(h)
+
+
+def _hand_out(network: nn.Module, emb: Tensor) -> Iterator[Tensor]:
+    """Give every block the embedding; in place of the projections, which each makes for itself, there is this."""
+    for module in network.modules():
+        if isinstance(module, PublishedResBlock):
+            module.emb = emb
+    return itertools.repeat(emb)
+
+
+def computed_as_published(network: N) -> N:
     """The network itself, with the forward of its blocks changed."""
-    network.__class__ = PublishedUNet
+    network.__class__ = PublishedUNet if isinstance(network, UNet) else PublishedClassifier
     for module in network.modules():
         if isinstance(module, AttentionBlock):
             module.__class__ = PublishedAttention

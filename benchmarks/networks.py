@@ -1,4 +1,4 @@
-"""How fast is a training step, and a forward for sampling, beside what a user would take instead? Ratios in one run.
+"""How fast are training steps, and forwards for sampling, beside what a user would take instead? Ratios in one run.
 
 Same parameters, same function (checked first) but for lucidrains' network, which is another one of about that size.
 Implementations take turns round by round; printed are medians as multiples of the published way's speed, the quarter
@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ from torch.nn import functional
 
 from benchmarks._published_way import computed_as_published
 from diffusion import fused
+from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.diffusers_export import to_diffusers
 from diffusion.ema import Ema, EmaConfig
 from diffusion.flops import cost_of
+from diffusion.guidance import log_probability_gradient
 from diffusion.metrics.inception import declare_missing_torchvision_operators
 from diffusion.precision import DTYPES, Precision, autocast
 from diffusion.trunk import UNetConfig
@@ -61,8 +63,11 @@ CASES = {
 class Contestant:
     """A network with its optimizer and average, as its users run it."""
 
-    def __init__(self, network: nn.Module, call: Callable[[Tensor, Tensor], Tensor], *, own: bool, fuse: bool) -> None:
-        self.network, self.call, self.own, self.fuse = network, call, own, fuse
+    def __init__(
+        self, network: nn.Module, call: Callable[[Tensor, Tensor], Tensor], *, own: bool, fuse: bool,
+        classifier: NoisyClassifier | None = None,
+    ) -> None:  # fmt: skip
+        self.network, self.call, self.own, self.fuse, self.classifier = network, call, own, fuse, classifier
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=own or None)
         self.average = Ema(EmaConfig(rates=(EMA_RATE,)), network)
         self.slow_average = [parameter.detach().clone() for parameter in network.parameters()]
@@ -91,6 +96,15 @@ class Contestant:
         with autocast(x.device, precision):
             return self.call(x, t)
 
+    @torch.no_grad()
+    def guided(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
+        """forward, and the classifier's gradient."""
+        assert self.classifier is not None
+        y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        with autocast(x.device, precision):
+            said = self.forward(x, t, precision)
+            return said + log_probability_gradient(self.classifier, x_t=x, model_t=t, y=y)
+
 
 def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[str, Contestant]:
     """All implementations, with the same weights where they are the same function."""
@@ -99,15 +113,19 @@ def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[st
     for parameter in plain.parameters():
         nn.init.normal_(parameter, std=0.02)
     plain = plain.to(device)
+    encoder = replace(case.config, num_heads=None, num_head_channels=case.config.model_channels // 2)
+    classifier = NoisyClassifier(ClassifierConfig(encoder=encoder, num_classes=10))
+    classifier = classifier.to(device).eval().requires_grad_(False)
+    last = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     slow = computed_as_published(copy.deepcopy(plain))
     found = {
-        REFERENCE: Contestant(slow, slow, own=False, fuse=False),
-        "ours, torch's operators": Contestant(ours, ours, own=True, fuse=False),
+        REFERENCE: Contestant(slow, slow, own=False, fuse=False, classifier=computed_as_published(classifier)),
+        "ours, torch's operators": Contestant(ours, ours, own=True, fuse=False, classifier=last),
     }
     if device == "cpu":
         fast = copy.deepcopy(ours)
-        found["ours, fused norm"] = Contestant(fast, fast, own=True, fuse=True)
+        found["ours, fused norm"] = Contestant(fast, fast, own=True, fuse=True, classifier=last)
     found["diffusers"] = _diffusers(plain, device)
     found["lucidrains (another network)"] = _lucidrains(case.config, device)
     if options.compile:
@@ -187,7 +205,7 @@ def compare(
     t, target = torch.rand(case.batch, device=device) * 1000, torch.randn_like(x)
     check_same(found, x, t)
     last = x.to(memory_format=torch.channels_last)
-    rounds: dict[str, dict[str, list[float]]] = {"training step": {}, "sampling forward": {}}
+    rounds: dict[str, dict[str, list[float]]] = {"training step": {}, "sampling forward": {}, "guided step": {}}
     for number in range(WARM_UP + options.rounds):
         for name, one in found.items():
             seen = last if one.own else x
@@ -195,6 +213,8 @@ def compare(
                 "training step": timed(lambda: one.train_step(seen, t, target, precision), device),  # noqa: B023
                 "sampling forward": timed(lambda: one.forward(seen, t, precision), device),  # noqa: B023
             }
+            if one.classifier is not None:
+                seconds["guided step"] = timed(lambda: one.guided(seen, t, precision), device)  # noqa: B023
             for what, taken in seconds.items():
                 if number >= WARM_UP:
                     rounds[what].setdefault(name, []).append(taken)
@@ -206,13 +226,13 @@ def report(case: Case, rounds: dict[str, dict[str, list[float]]], peak: float) -
     """One table a kind of work."""
     cost = cost_of(UNet(case.config, out_channels=3))
     for what, of_what in rounds.items():
-        work = cost.flops * case.batch * (3 if what == "training step" else 1)
+        work = cost.flops * case.batch * {"training step": 3, "sampling forward": 1, "guided step": 0}[what]
         print(f"\n{what}\n\n| | ms | speed, published way = 1 | quarters | of the peak |\n|---|---:|---:|---|---:|")
         for name, seconds in of_what.items():
             ratios = [theirs / ours for theirs, ours in zip(of_what[REFERENCE], seconds, strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
             median = statistics.median(seconds)
-            share = "-" if "another" in name or ":" in name else f"{work / median / peak:.0%}"
+            share = "-" if "another" in name or ":" in name or not work else f"{work / median / peak:.0%}"
             print(f"| {name} | {1000 * median:.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {share} |")
 
 
