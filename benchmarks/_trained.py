@@ -15,8 +15,9 @@ from orchestrator.backend import LocalBackend
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
-from pipelines.data import dataset_step, read_split
+from pipelines.data import dataset_step
 from pipelines.presets import tiny
+from pipelines.shards import read_split
 from pipelines.train import EpochOrder, TrainedModel, build_network, read_images, to_tensor, to_unit_range
 
 

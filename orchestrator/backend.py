@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any, Protocol
 
 from orchestrator.step import Resources
@@ -44,7 +46,10 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """Everything in this process, on one CPU worker: for single steps run by hand, and for tests without Ray."""
+    """Everything on this machine without Ray: programs in this process, as one worker; items too, or over processes."""
+
+    def __init__(self, *, processes: int = 1) -> None:
+        self._processes = processes
 
     def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
         """Run fn here as the only worker. Raises ValueError for more than one worker."""
@@ -58,13 +63,21 @@ class LocalBackend:
     def map(
         self, fn: Callable[[Any], Any], items: Sequence[Any], *, resources: Resources, on_result: OnResult | None = None
     ) -> list[Any]:
-        """Run fn on the items one after the other."""
-        results = []
-        for index, item in enumerate(items):
-            results.append(fn(item))
-            if on_result is not None:
-                on_result(index, results[-1])
-        return results
+        """Run fn on the items, one after the other in this process, or side by side in processes of their own."""
+        if self._processes == 1:
+            return _collected(map(fn, items), on_result)
+        # Not forked: threads of ours and of libraries would be torn.
+        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+            return _collected(pool.map(fn, items), on_result)
 
     def release(self) -> None:
         """There is nothing to give back."""
+
+
+def _collected(results: Iterable[Any], on_result: OnResult | None) -> list[Any]:
+    kept = []
+    for index, result in enumerate(results):
+        kept.append(result)
+        if on_result is not None:
+            on_result(index, result)
+    return kept

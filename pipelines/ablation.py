@@ -25,6 +25,7 @@ from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
+from pipelines.data_commands import with_data
 from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
@@ -132,6 +133,7 @@ def main(
     seeds: int = 1,
     places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
     set: Overrides = (),
+    data: str | None = None,
     cells_at_once: int | None = None,
     tracking_uri: str | None = None,
     list: bool = False,
@@ -145,6 +147,7 @@ def main(
         preset: Scale at which it is run: tiny (two CPU cores, minutes) or reduced (one GPU, hours).
         seeds: How many training seeds every row gets: 0, 1, ... More than before trains only the new ones.
         places: Where artifacts are kept and how many workers a cell gets.
+        data: A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them.
         set: Dotted settings changed in every row, such as train.images=50000.
         cells_at_once: How many cells run side by side; by default as many as the cluster has room for now.
         tracking_uri: MLflow server or database; by default mlflow.db in the store.
@@ -157,23 +160,32 @@ def main(
         return 0
     if study is None:
         raise ValueError(f"which study? There are: {', '.join(STUDIES)}; --list says what they ask")
-    experiment = build(study, preset=preset, seeds=seeds, settings=set)
+    store = places.artifact_store()
+    experiment = build(study, preset=preset, seeds=seeds, settings=set, data=data, store=store)
     check_workers(experiment.base.train, places)
     if cells_at_once is not None and cells_at_once < 1:
         raise ValueError(f"--cells-at-once {cells_at_once}: must be at least 1")
-    store = places.artifact_store()
     if dry_run:
         print(dry_run_text(experiment, store))
         return 0
     return run_study(experiment, store, places, cells_at_once=cells_at_once, tracking_uri=tracking_uri, verbose=verbose)
 
 
-def build(study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = ()) -> Experiment[RunConfig]:
-    """The study at a preset's scale. Raises ValueError for an unknown name, key or value."""
+def build(
+    study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = (), data: str | None = None,
+    store: ArtifactStore | None = None,
+) -> Experiment[RunConfig]:  # fmt: skip
+    """The study at a preset's scale, by choice on a data set of the store's.
+
+    Raises ValueError for an unknown name, key or value, PreflightError for a data set that is not there.
+    """
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     chosen = choose("study", study, STUDIES)
-    at_scale = choose("preset", preset, PRESETS)()
+    at_scale: RunConfig = choose("preset", preset, PRESETS)()
+    if data is not None:
+        assert store is not None
+        at_scale = with_data(at_scale, data, store)
     changes = parse_settings(at_scale, settings)
     experiment = chosen.experiment(override(at_scale, changes), tuple(range(seeds)))
     _check_settings_matter(experiment, changes)

@@ -19,8 +19,8 @@ from diffusion.metrics.kid import kid
 from diffusion.metrics.stats import GaussianStats
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
-from pipelines.data import read_split
 from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
+from pipelines.shards import read_split
 
 VERSION = 2
 BLOCK = 256

@@ -31,7 +31,7 @@ from diffusion.nll import (
 from diffusion.schedule import respace
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
-from pipelines.data import read_split
+from pipelines.shards import read_split
 from pipelines.train import TrainedModel, TrainStepConfig, load_trained, to_tensor, to_unit_range, trained_config
 
 VERSION = 3

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from orchestrator.step import Step
 from pipelines.configs import RunConfig
-from pipelines.data import count_images, dataset_step
+from pipelines.data import dataset_step
 from pipelines.evaluate import features_step, metrics_step, reference_step
 from pipelines.nll import nll_step
 from pipelines.sample import sample_step
+from pipelines.shards import count_images
 from pipelines.train import train_step_of
 
 

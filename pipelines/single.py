@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -14,10 +14,9 @@ from orchestrator.config import override, parse_settings
 from orchestrator.materialize import materialize
 from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
-from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
-from pipelines.data import DEFAULT_IMAGE_SIZE, DataConfig, dataset_step
+from pipelines.data_commands import with_data
 from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
@@ -32,9 +31,10 @@ def command(role: str, what: str) -> Callable[..., int]:
         /,
         places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
         set: Overrides = (),
+        data: str | None = None,
         ray: bool = False,
     ) -> int:
-        base = choose("preset", preset, PRESETS)()
+        base = with_data(choose("preset", preset, PRESETS)(), data, places.artifact_store())
         config = override(base, parse_settings(base, set))
         check_workers(config.train, places)
         on_ray = ray or places.address is not None
@@ -62,32 +62,10 @@ def command(role: str, what: str) -> Callable[..., int]:
         preset: A set-up: {", ".join(PRESETS)}.
         places: Where artifacts are kept and how many workers there are.
         set: Settings changed in the preset.
+        data: A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them.
         ray: Run on a Ray that is started for this command, instead of in this process.
     """
     return main
-
-
-def prepare(
-    command: Annotated[Literal["prepare"], tyro.conf.Positional],
-    source: Annotated[Literal["digits", "fashion-mnist"], tyro.conf.Positional],
-    /,
-    image_size: int | None = None,
-    store: str = HERE.store,
-) -> int:
-    """Prepare a data set as Parquet shards in the store, and print where they are.
-
-    Args:
-        command: What to do.
-        source: The data set.
-        image_size: Pixels a side; by default 8 for digits and 32 for fashion-mnist.
-        store: Folder of all artifacts.
-    """
-    size = DEFAULT_IMAGE_SIZE[source] if image_size is None else image_size
-    step = dataset_step(DataConfig(source=source, image_size=size, test_percent=20 if source == "digits" else None))
-    artifacts = Places(store=store).artifact_store()
-    prepare_sources([step], artifacts, Resources())
-    print(artifacts.path(step))
-    return 0
 
 
 @contextmanager

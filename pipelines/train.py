@@ -30,8 +30,8 @@ from orchestrator.checkpoint import CheckpointDirectory
 from orchestrator.config import canonical_json, from_dict, to_dict
 from orchestrator.journal import Journal
 from orchestrator.step import JOURNAL_FILE, Step, StepContext, write_progress
-from pipelines.data import read_split
 from pipelines.metrics_window import MetricsWindow
+from pipelines.shards import read_split
 
 VERSION = 2
 LOG_EVERY_STEPS = 10

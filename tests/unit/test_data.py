@@ -12,7 +12,9 @@ from sklearn.datasets import load_digits
 from orchestrator.backend import LocalBackend
 from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.step import Resources, StepContext
-from pipelines.data import DataConfig, ImageSet, prepare, read_idx, read_split
+from pipelines.builtin_data import read_idx
+from pipelines.data import DataConfig, prepare
+from pipelines.shards import ImageSet, read_split
 
 
 @pytest.fixture
