@@ -272,8 +272,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"# Networks, side by side\n\n{where}, torch {torch.__version__}, {options.rounds} rounds, taking turns.")
-    print("`PYTHONPATH=. python benchmarks/networks.py`. The published way: guided-diffusion's (_published_way.py), with")
-    print("loops over parameters for AdamW and average; all others have torch's fused AdamW and an average by foreach.")
+    print("`PYTHONPATH=. python benchmarks/networks.py`. The published way is guided-diffusion's, as _published_way.py")
+    print("has it, with loops over parameters for AdamW and average; all others have torch's fused AdamW and foreach.")
     print("lucidrains' is another network; its parameters stand in its row.")
     for precision in options.precision:
         for threads in options.threads if device == "cpu" else [1]:
