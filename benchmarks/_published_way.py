@@ -1,8 +1,8 @@
-"""The same U-Net computed the way the published code computes it: the yardstick that ratios are taken against.
+"""The same U-Net computed the way guided-diffusion computes it: the yardstick that ratios are taken against.
 
-Written from the description of that code, not copied: attention by two einsums whose softmax is kept and recomputed in
-the backward pass, one SiLU of the embedding in every block, separate norm, scale, shift and activation, images in
-contiguous memory.
+Written from the description of that code, not copied: attention by two einsums, always run a second time in the
+backward pass; a SiLU and a projection of the embedding in every block; separate norm, scale, shift and activation;
+images in contiguous memory. What is left of ours is the classifier's attention pool.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class PublishedAttention(AttentionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Always run twice in training."""
-        return checkpoint(self._attend, x, use_reentrant=False) if torch.is_grad_enabled() else self._attend(x)
+        if not torch.is_grad_enabled():
+            return self._attend(x)
+        return checkpoint(self._attend, x, use_reentrant=False, preserve_rng_state=False)
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, channels, *size = x.shape
@@ -49,7 +51,7 @@ class PublishedResBlock(ResBlock):
 
     emb: Tensor
 
-    def conditioned(self, x: Tensor, projected: Tensor) -> Tensor:
+    def forward(self, x: Tensor, projected: Tensor) -> Tensor:
         """Not what was projected for all blocks, but its own, with the SiLU that every block does again."""
         layers: Any = self.in_layers
         h = layers[2](resampled(layers[1](layers[0](x)), self.resample))
@@ -96,7 +98,9 @@ def _hand_out(network: nn.Module, emb: Tensor) -> Iterator[Tensor]:
 
 
 def computed_as_published(network: N) -> N:
-    """The network itself, with the forward of its blocks changed."""
+    """The network itself, with the forward of its blocks changed; of the options it knows those of the benchmark."""
+    trunk = network.config if isinstance(network, UNet) else network.config.encoder
+    assert (trunk.attention_layout, trunk.conditioning, trunk.skip_scale) == ("legacy", "adagn", 1.0)
     network.__class__ = PublishedUNet if isinstance(network, UNet) else PublishedClassifier
     for module in network.modules():
         if isinstance(module, AttentionBlock):

@@ -1,6 +1,7 @@
 """How fast are training steps, and forwards for sampling, beside what a user would take instead? Ratios in one run.
 
-Same parameters, same function (checked first) but for lucidrains' network, which is another one of about that size.
+Same parameters, same function (checked first), but for lucidrains' network, which is another one. All are given the
+fastest AdamW and average there is; the yardstick has those of the published code, loops over parameters.
 Implementations take turns round by round; printed are medians as multiples of the published way's speed, the quarter
 and three-quarter points of the rounds' ratios, and the share of the better peak that useful work reaches.
 
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,8 @@ from diffusion.metrics.inception import declare_missing_torchvision_operators
 from diffusion.precision import DTYPES, Precision, autocast
 from diffusion.trunk import UNetConfig
 from diffusion.unet import UNet
+
+N = TypeVar("N", UNet, NoisyClassifier)
 
 ROUNDS = 7
 WARM_UP = 2
@@ -64,24 +68,25 @@ class Contestant:
     """A network with its optimizer and average, as its users run it."""
 
     def __init__(
-        self, network: nn.Module, call: Callable[[Tensor, Tensor], Tensor], *, own: bool, fuse: bool,
-        classifier: NoisyClassifier | None = None,
+        self, network: nn.Module, call: Callable[[Tensor, Tensor], Tensor], *, loops: bool = False,
+        channels_last: bool = False, fuse: bool = False, classifier: NoisyClassifier | None = None,
     ) -> None:  # fmt: skip
-        self.network, self.call, self.own, self.fuse, self.classifier = network, call, own, fuse, classifier
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=own or None)
+        self.network, self.call, self.loops, self.channels_last = network, call, loops, channels_last
+        self.fuse, self.classifier = fuse, classifier
+        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=not loops)
         self.average = Ema(EmaConfig(rates=(EMA_RATE,)), network)
         self.slow_average = [parameter.detach().clone() for parameter in network.parameters()]
         self.steps = 0
 
     def train_step(self, x: Tensor, t: Tensor, target: Tensor, precision: Precision) -> None:
         """Forward, backward, AdamW, average."""
-        (fused.enable if self.fuse else fused.disable)()
         self.optimizer.zero_grad()
-        with autocast(x.device, precision):
-            loss = functional.mse_loss(self.call(x, t).float(), target)
-        loss.backward()
+        with fused.used(self.fuse):
+            with autocast(x.device, precision):
+                loss = functional.mse_loss(self.call(x, t).float(), target)
+            loss.backward()
         self.optimizer.step()
-        if self.own:
+        if not self.loops:
             self.average.update(self.network, step=self.steps)
         else:
             with torch.no_grad():
@@ -92,45 +97,49 @@ class Contestant:
     @torch.inference_mode()
     def forward(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
         """What sampling asks of it at each step."""
-        (fused.enable if self.fuse else fused.disable)()
-        with autocast(x.device, precision):
+        with fused.used(self.fuse), autocast(x.device, precision):
             return self.call(x, t)
 
     @torch.no_grad()
     def guided(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
         """forward, and the classifier's gradient."""
+        return self.forward(x, t, precision) + self.gradient(x, t, precision)
+
+    def gradient(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
+        """Of log p(class 0)."""
         assert self.classifier is not None
         y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        with autocast(x.device, precision):
-            said = self.forward(x, t, precision)
-            return said + log_probability_gradient(self.classifier, x_t=x, model_t=t, y=y)
+        with fused.used(self.fuse), autocast(x.device, precision):
+            return log_probability_gradient(self.classifier, x_t=x, model_t=t, y=y)
 
 
 def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[str, Contestant]:
     """All implementations, with the same weights where they are the same function."""
     torch.manual_seed(0)
-    plain = UNet(case.config, out_channels=3)
-    for parameter in plain.parameters():
-        nn.init.normal_(parameter, std=0.02)
-    plain = plain.to(device)
+    plain = _randomized(UNet(case.config, out_channels=3)).to(device)
     encoder = replace(case.config, num_heads=None, num_head_channels=case.config.model_channels // 2)
-    classifier = NoisyClassifier(ClassifierConfig(encoder=encoder, num_classes=10))
-    classifier = classifier.to(device).eval().requires_grad_(False)
+    classifier = _randomized(NoisyClassifier(ClassifierConfig(encoder=encoder, num_classes=10))).to(device)
+    classifier = classifier.eval().requires_grad_(False)
     last = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     slow = computed_as_published(copy.deepcopy(plain))
     found = {
-        REFERENCE: Contestant(slow, slow, own=False, fuse=False, classifier=computed_as_published(classifier)),
-        "ours, torch's operators": Contestant(ours, ours, own=True, fuse=False, classifier=last),
+        REFERENCE: Contestant(slow, slow, loops=True, classifier=computed_as_published(classifier)),
+        "ours, torch's operators": Contestant(ours, ours, channels_last=True, classifier=last),
     }
     if device == "cpu":
+        fused.compile()
         fast = copy.deepcopy(ours)
-        found["ours, fused norm"] = Contestant(fast, fast, own=True, fuse=True, classifier=last)
-    found["diffusers"] = _diffusers(plain, device)
+        found["ours, fused norm"] = Contestant(fast, fast, channels_last=True, fuse=True, classifier=last)
+    found["diffusers"] = _diffusers(plain, device, channels_last=False)
+    found["diffusers, channels_last"] = _diffusers(plain, device, channels_last=True)
     found["lucidrains (another network)"] = _lucidrains(case.config, device)
     if options.compile:
         compiled = copy.deepcopy(ours)
-        found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled), own=True, fuse=False)
+        found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled), channels_last=True)
+        theirs = _diffusers(plain, device, channels_last=True)
+        theirs.call = torch.compile(theirs.call)
+        found["diffusers, torch.compile"] = theirs
     for spec in options.impl:
         path, _, name = spec.partition(":")
         module_spec = importlib.util.spec_from_file_location("contestant", path)
@@ -139,19 +148,19 @@ def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[st
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
         network = getattr(module, name)(case.config, 3).to(device)
-        found[spec] = Contestant(network, network, own=False, fuse=False)
+        found[spec] = Contestant(network, network)
     return found
 
 
-def _diffusers(network: UNet, device: str) -> Contestant:
+def _diffusers(network: UNet, device: str, *, channels_last: bool) -> Contestant:
     declare_missing_torchvision_operators()
     from diffusers import UNet2DModel
 
     exported = to_diffusers(network)
     theirs = UNet2DModel(**exported.config)
     theirs.load_state_dict(exported.weights)
-    theirs = theirs.to(device)
-    return Contestant(theirs, lambda x, t: theirs(x, t, return_dict=False)[0], own=False, fuse=False)
+    theirs = theirs.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return Contestant(theirs, lambda x, t: theirs(x, t, return_dict=False)[0], channels_last=channels_last)
 
 
 def _lucidrains(config: UNetConfig, device: str) -> Contestant:
@@ -163,15 +172,28 @@ def _lucidrains(config: UNetConfig, device: str) -> Contestant:
         config.model_channels, dim_mults=mults, full_attn=attention, attn_heads=4,
         attn_dim_head=config.model_channels // 4, flash_attn=False,
     ).to(device)  # fmt: skip
-    return Contestant(network, network, own=False, fuse=False)
+    return Contestant(network, network)
+
+
+def _lucidrains_parameters(config: UNetConfig) -> int:
+    return sum(parameter.numel() for parameter in _lucidrains(config, "meta").network.parameters())
+
+
+def _randomized(network: N) -> N:
+    """Nothing at its initial value: zero-initialised layers would hide what is behind them."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return network
 
 
 def check_same(found: dict[str, Contestant], x: Tensor, t: Tensor) -> None:
-    """Raises AssertionError unless all but lucidrains give the reference's output."""
-    expected = found[REFERENCE].forward(x, t, "float32")
-    for name, contestant in found.items():
+    """Raises AssertionError unless all but lucidrains give the reference's output, and its classifier's gradient."""
+    expected, gradient = found[REFERENCE].forward(x, t, "float32"), found[REFERENCE].gradient(x, t, "float32")
+    for name, one in found.items():
         if "another" not in name and ":" not in name:
-            torch.testing.assert_close(contestant.forward(x, t, "float32"), expected, rtol=1e-3, atol=1e-4)
+            assert (one.forward(x, t, "float32") - expected).abs().max() < 1e-4 * expected.abs().max(), name
+            if one.classifier is not None:
+                assert (one.gradient(x, t, "float32") - gradient).abs().max() < 1e-4 * gradient.abs().max(), name
 
 
 def timed(work: Callable[[], object], device: str) -> float:
@@ -208,7 +230,7 @@ def compare(
     rounds: dict[str, dict[str, list[float]]] = {"training step": {}, "sampling forward": {}, "guided step": {}}
     for number in range(WARM_UP + options.rounds):
         for name, one in found.items():
-            seen = last if one.own else x
+            seen = last if one.channels_last else x
             seconds = {
                 "training step": timed(lambda: one.train_step(seen, t, target, precision), device),  # noqa: B023
                 "sampling forward": timed(lambda: one.forward(seen, t, precision), device),  # noqa: B023
@@ -233,7 +255,8 @@ def report(case: Case, rounds: dict[str, dict[str, list[float]]], peak: float) -
             low, middle, high = statistics.quantiles(ratios, n=4)
             median = statistics.median(seconds)
             share = "-" if "another" in name or ":" in name or not work else f"{work / median / peak:.0%}"
-            print(f"| {name} | {1000 * median:.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {share} |")
+            label = f"{name}, {_lucidrains_parameters(case.config) / 1e6:.1f} M" if "another" in name else name
+            print(f"| {label} | {1000 * median:.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {share} |")
 
 
 def main() -> None:
@@ -249,7 +272,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     where = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(f"# Networks, side by side\n\n{where}, torch {torch.__version__}, {options.rounds} rounds, taking turns.")
-    print("`PYTHONPATH=. python benchmarks/networks.py`. lucidrains' is another, smaller function; its FLOPs differ.")
+    print("`PYTHONPATH=. python benchmarks/networks.py`. The published way is guided-diffusion's, as _published_way.py")
+    print("has it, with loops over parameters for AdamW and average; all others have torch's fused AdamW and foreach.")
+    print("lucidrains' is another network; its parameters stand in its row.")
     for precision in options.precision:
         for threads in options.threads if device == "cpu" else [1]:
             torch.set_num_threads(threads)

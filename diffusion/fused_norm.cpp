@@ -1,7 +1,12 @@
 // GroupNorm, then by choice scale and shift (one each an image and channel), then by choice SiLU: in one operator, for
 // float32 feature maps whose channels lie together in memory. See fused.py for the formulas and the Python side.
 //
-// Sums run over pixels in a fixed order whatever the number of threads, which share out images: the same bits always.
+// Sums run over pixels in a fixed order whatever the number of threads, which share out images: the same bits always, and
+// a batch of one image keeps one thread busy.
+
+#ifndef _OPENMP
+#error "compile with -fopenmp: without it torch runs parallel_for in one thread"
+#endif
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -98,6 +103,14 @@ void coefficients(const Shape& s, const float* weight, const float* bias, const 
   }
 }
 
+void check(const Shape& s, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& emb) {
+  TORCH_CHECK(weight.numel() == s.channels && bias.numel() == s.channels, "weight and bias must have one value a channel");
+  TORCH_CHECK(!emb || (emb->dim() == 2 && emb->size(0) == s.images && emb->size(1) == 2 * s.channels),
+              "emb must have two values an image and channel");
+  for (const Tensor& one : {weight, bias, emb.value_or(weight)})
+    TORCH_CHECK(one.scalar_type() == at::kFloat && one.is_contiguous(), "weight, bias and emb must be contiguous float32");
+}
+
 const float* pointer(const std::optional<Tensor>& emb, int64_t image, int64_t channels) {
   return emb ? emb->const_data_ptr<float>() + image * 2 * channels : nullptr;
 }
@@ -105,6 +118,7 @@ const float* pointer(const std::optional<Tensor>& emb, int64_t image, int64_t ch
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                                            const std::optional<Tensor>& emb, int64_t groups, double eps, bool silu) {
   const Shape s = shape_of(x, groups);
+  check(s, weight, bias, emb);
   Tensor out = at::empty_like(x), mean = at::empty({s.images, groups}, x.options().memory_format(std::nullopt));
   Tensor rstd = at::empty_like(mean);
   const float* in = x.const_data_ptr<float>();
@@ -160,6 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     const Tensor& mean, const Tensor& rstd, int64_t groups, bool silu) {
   const Shape s = shape_of(x, groups);
   shape_of(grad, groups);
+  TORCH_CHECK(grad.sizes() == x.sizes(), "grad must have the shape of x");
+  check(s, weight, bias, emb);
   Tensor grad_x = at::empty_like(x);
   const auto plain = x.options().memory_format(std::nullopt);
   Tensor grad_weight = at::empty({s.images, s.channels}, plain), grad_bias = at::empty({s.images, s.channels}, plain);

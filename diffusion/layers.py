@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -97,18 +96,13 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: FeatureMap, emb: Embedding) -> Output:
-        """emb is the embedding of t after its SiLU."""
-        with float32_island(emb):
-            return self.conditioned(x, self.projection(emb))
-
     @property
     def projection(self) -> nn.Linear:
-        """From the embedding to what the block takes of it."""
+        """From the embedding, after its SiLU, to what the block takes of it; see project."""
         return cast(nn.Linear, self.emb_layers[1])
 
-    def conditioned(self, x: FeatureMap, projected: Embedding) -> Output:
-        """forward, where the embedding has been through the projection."""
+    def forward(self, x: FeatureMap, projected: Embedding) -> Output:
+        """projected is what the projection gives."""
         norm, _, conv = cast(tuple[GroupNorm, nn.Module, nn.Module], self.in_layers)
         h = conv(resampled(norm_act(norm, x), self.resample))
         norm, _, dropout, conv = cast(tuple[GroupNorm, nn.Module, nn.Module, nn.Module], self.out_layers)
@@ -188,8 +182,8 @@ class EmbedSequential(nn.ModuleList):
     def forward(self, x: FeatureMap, projected: Iterator[Embedding], *, recompute: bool = False) -> Output:
         """recompute: keep nothing of a layer for its gradient but what went in, and run it again then."""
         for layer in self:
-            work = partial(layer.conditioned, projected=next(projected)) if isinstance(layer, ResBlock) else layer
-            x = checkpoint(work, x, use_reentrant=False) if recompute else work(x)
+            inputs = (x, next(projected)) if isinstance(layer, ResBlock) else (x,)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x
 
 

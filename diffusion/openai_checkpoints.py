@@ -54,7 +54,8 @@ def from_published(
     """The network of a published file, recognised by its names and shapes, ready for inference (eval).
 
     attention_layout: None for the published file itself. A file of the same shapes that somebody else has trained may
-    have another: name it then. Raises ValueError for any other file, with the entries that do not fit.
+    have another: name it then (and where its number of heads is another, which a file does not show either, build the
+    network yourself and load_published). Raises ValueError for any other file, with the entries that do not fit.
     """
     weights = read_published(path)
     try:
@@ -97,6 +98,7 @@ def load_published(network: N, weights: Mapping[str, Tensor], *, attention_layou
 
     attention_layout is that of the weights. Raises ValueError for weights that are missing, unknown or misshapen.
     """
+    check_choice("attention_layout", attention_layout, AttentionLayout)
     check_weights(network.state_dict(), weights, of="the published weights")
     load_weights(network, with_attention_layout(network, weights, attention_layout, _own_layout(network)), of="weights")
     return network

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.checkpoints import Network
+from diffusion.types import check_choice
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +26,7 @@ N = TypeVar("N", bound=Network)
 
 def autocast(device: str | torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Forwards inside compute in that precision, and gradients of them too; fp16 also needs a scaled loss."""
+    check_choice("precision", precision, Precision)
     if precision == "float32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
@@ -35,6 +37,7 @@ def to_inference_dtype(network: N, precision: Precision) -> N:
 
     Attention's projections are convolutions of one pixel; linear layers, embeddings and norms keep their dtype.
     """
+    check_choice("precision", precision, Precision)
     for part in network.torso:
         for module in part.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d):

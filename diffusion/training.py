@@ -13,15 +13,17 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from diffusion import fused
+from diffusion.divergence import DivergenceWatch
 from diffusion.ema import Ema, EmaConfig
 from diffusion.gaussian import DiffusionConfig
 from diffusion.losses import LossTerms, diffusion_losses, quartile_sums
 from diffusion.randomness import TIMESTEP, TRAIN_NOISE, normal, uniform
 from diffusion.schedule import NoiseSchedule
 from diffusion.timestep_sampler import TimestepConfig, TimestepSampler, UniformConfig, build_timestep_sampler
-from diffusion.types import Images, PerExample, Steps
+from diffusion.types import Images, PerExample, Steps, check_choice
 
-CHECK_EVERY_STEPS = 10  # looking at a loss makes the host wait for a GPU: done once for that many steps
+Norms = Literal["torch", "fused"]
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, in torch's words
 
@@ -42,10 +44,11 @@ class TrainConfig:
     """The averages of the weights."""
     timesteps: TimestepConfig = field(default_factory=UniformConfig)
     """How t is drawn."""
-    norms: Literal["torch", "fused"] = "torch"
+    norms: Norms = "torch"
     """fused: an operator of our own (fused.py), on CPUs, where it is compiled first; other rounding, more speed."""
 
     def __post_init__(self) -> None:
+        check_choice("train.norms", self.norms, Norms)
         for name in ("images", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be 1 or more")
@@ -85,28 +88,15 @@ class StepMetrics:
         return {name: value for name, value in measured.items() if value is not None}
 
 
-class TrainingDiverged(ArithmeticError):
-    """A loss or a gradient is not a finite number any more; no state from then on is worth keeping."""
-
-    def __init__(self, step: int, loss: float, grad_norm: float, t: tuple[int, ...]) -> None:
-        super().__init__(step, loss, grad_norm, t)
-        self.step, self.loss, self.grad_norm, self.t = step, loss, grad_norm, t
-
-    def __str__(self) -> str:
-        at = f" at t = {', '.join(map(str, self.t))}" if self.t else ""
-        return (
-            f"training diverged in step {self.step}: the loss is {self.loss}{at}, "
-            f"the gradient's norm {self.grad_norm}; a smaller train.lr may help"
-        )
-
-
 class TrainState:
     """All that one step hands to the next. Equal on all workers, and complete: what is saved resumes bit by bit."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.AdamW, ema: Ema, timestep_sampler: TimestepSampler
-    ) -> None:
+        self, model: nn.Module, optimizer: torch.optim.AdamW, ema: Ema, timestep_sampler: TimestepSampler, *,
+        fused_norms: bool = False,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.fused_norms = fused_norms
         self.optimizer = optimizer
         self.ema = ema
         self.timestep_sampler = timestep_sampler
@@ -154,28 +144,6 @@ class TrainState:
         return {**self.model.state_dict(), **self.ema.weights(rate)}
 
 
-class DivergenceWatch:
-    """Notices losses and gradients that are not finite, a few steps late but before they can be saved."""
-
-    def __init__(self) -> None:
-        self._unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
-
-    def add(self, step: int, measured: StepMetrics, t: Steps, objective: PerExample) -> None:
-        """Remember a step; every CHECK_EVERY_STEPS of them are looked at together."""
-        self._unread.append((step, torch.stack([measured.loss, measured.grad_norm]), t, objective))
-        if len(self._unread) >= CHECK_EVERY_STEPS:
-            self.check()
-
-    def check(self) -> None:
-        """Look at all steps not looked at yet. Raises TrainingDiverged for the first bad one, now and ever after."""
-        if not self._unread or torch.stack([numbers for _, numbers, _, _ in self._unread]).isfinite().all():
-            self._unread = []
-            return
-        step, numbers, t, objective = next(entry for entry in self._unread if not entry[1].isfinite().all())
-        loss, grad_norm = numbers.tolist()
-        raise TrainingDiverged(step, loss, grad_norm, tuple(t[~objective.isfinite()].tolist()))
-
-
 def build_train_state(config: TrainConfig, diffusion: DiffusionConfig, model: nn.Module) -> TrainState:
     """The state before the first step, around a model that is on its device already."""
     optimizer = torch.optim.AdamW(
@@ -193,8 +161,12 @@ def build_train_state(config: TrainConfig, diffusion: DiffusionConfig, model: nn
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
+    if config.norms == "fused":
+        if any(not parameter.is_cpu for parameter in model.parameters()):
+            raise ValueError("train.norms='fused' is compiled for CPUs, and this model is on a GPU: set it to 'torch'")
+        fused.compile()
     sampler = build_timestep_sampler(config.timesteps, diffusion.num_timesteps)
-    return TrainState(model, optimizer, Ema(config.ema, model), sampler)
+    return TrainState(model, optimizer, Ema(config.ema, model), sampler, fused_norms=config.norms == "fused")
 
 
 def train_step(
@@ -216,15 +188,16 @@ def train_step(
     draws = uniform(seed=seed, stream=TIMESTEP, step=step, index=index, count=1)[:, 0]
     t, weights = state.timestep_sampler.sample(draws)
     eps = normal(seed=seed, stream=TRAIN_NOISE, step=step, index=index, shape=tuple(x_start.shape[1:]))
-    with _dropout_noise(state.model, seed=seed, step=step):
-        terms = diffusion_losses(diffusion, schedule, module, x_start=x_start, t=t, eps=eps)
-    grad_norm = _update(state, (terms.objective * weights).mean(), step=step)
+    with fused.used(state.fused_norms):  # the way back, too: it may run blocks again
+        with _dropout_noise(state.model, seed=seed, step=step):
+            terms = diffusion_losses(diffusion, schedule, module, x_start=x_start, t=t, eps=eps)
+        grad_norm = _update(state, (terms.objective * weights).mean(), step=step)
     objective = terms.objective.detach()
     state.images_seen += len(x_start) * _world_size()
     state.step = step + 1
     _learn_timesteps(state, t, objective)
     measured = _measure(terms, t, weights, grad_norm, schedule.num_timesteps)
-    state.divergence.add(step, measured, t, objective)
+    state.divergence.add(step, loss=measured.loss, grad_norm=grad_norm, t=t, objective=objective)
     return measured
 
 

@@ -18,7 +18,6 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusion import fused
 from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.randomness import DATA_ORDER, permutation
@@ -88,10 +87,6 @@ def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
     """One worker's part of training. All workers hold the same state; rank 0 writes it."""
     torch.set_num_threads(payload["threads"])
     config = from_dict(TrainStepConfig, payload["config"])
-    if config.train.norms == "fused":
-        if spmd.device != "cpu":
-            raise ValueError("train.norms='fused' is compiled for CPUs: set train.norms='torch' on GPUs")
-        fused.enable()
     run = TrainingRun(config, spmd, Path(payload["output"]), read_images(Path(payload["dataset"])))
     run.resume()
     run.train(checkpoint_seconds=payload["checkpoint_seconds"])

@@ -85,7 +85,7 @@ class Reference:
 
     def block(self, name, h, emb, *, way_up=False):
         for number, kind in enumerate(self.layers[name]):
-            h = self.layer(f"{name}.{number}", kind, h, emb, way_up)
+            h = self.seen[f"{name}.{number}"] = self.layer(f"{name}.{number}", kind, h, emb, way_up)
         self.seen[name] = h
         return h
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion import fused
 from diffusion.ema import EmaConfig
 from orchestrator.backend import LocalBackend
 from orchestrator.materialize import materialize
@@ -45,10 +44,7 @@ def test_the_fused_norm_trains_the_same_model_but_for_rounding(trained: Path, tm
     train = replace(base.train, images=1280, ema=EmaConfig(rates=(0.9, 0.5)), norms="fused")
     step = plan(replace(base, train=train))["train"]
     store = ArtifactStore(str(tmp_path))
-    try:
-        materialize([step], store, backend=LocalBackend(), resources=Resources())
-    finally:
-        fused.disable()
+    materialize([step], store, backend=LocalBackend(), resources=Resources())
     plain, ours = (load_file(path / "model.safetensors") for path in (trained, store.path(step)))
     changed = torch.cat([(plain[name] - ours[name]).flatten() for name in plain])
     size = torch.cat([plain[name].flatten() for name in plain]).abs().mean()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,14 +22,16 @@ from diffusion.layers import GroupNorm
 from diffusion.unet import UNet
 from tests.networks import BASE, close, draw, randomized
 
+ROOT = Path(__file__).parents[2]
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled() -> Iterator[None]:
+
+@pytest.fixture(autouse=True)
+def in_use() -> Iterator[None]:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler")
-    fused.enable()
-    yield
-    fused.disable()
+    fused.compile()
+    with fused.used(True):
+        yield
 
 
 def both(norm, x, emb, grad, silu):
@@ -99,19 +106,61 @@ def test_a_network_with_it_is_the_network_without(conditioning):
     network = randomized(UNet(replace(BASE, conditioning=conditioning), out_channels=3))
     x, t = draw(2, 3, 16, 16), torch.tensor([1.0, 2.0])
     found = []
-    for switch in (fused.enable, fused.disable):
-        switch()
+    for on, recompute in ((True, False), (True, True), (False, False)):
         network.zero_grad()
-        out = network(x, t)
-        out.square().mean().backward()
+        network.gradient_checkpointing = recompute
+        with fused.used(on):
+            out = network(x, t)
+            out.square().mean().backward()
         # Together: some gradients are nothing but rounding, such as those of a bias that the next norm takes away.
         found.append((out.detach(), torch.cat([parameter.grad.flatten() for parameter in network.parameters()])))
-    fused.enable()
-    for ours, torchs in zip(*found, strict=True):
+    for ours, again, torchs in zip(*found, strict=True):
+        assert torch.equal(ours, again)
         close(ours, torchs.double(), 1e-5)
 
 
 def test_other_dtypes_and_autocast_take_torchs_way():
-    norm = randomized(GroupNorm(32))
-    for x in (draw(1, 32, 4, 4).double(), draw(1, 32, 4, 4).bfloat16()):
-        assert fused.norm_act(copy.deepcopy(norm).double() if x.dtype == torch.float64 else norm, x).dtype == x.dtype
+    norm, conv = randomized(GroupNorm(32)), torch.nn.Conv2d(32, 32, 1)
+    x = draw(1, 32, 4, 4).requires_grad_()
+
+    def way(norm, x):
+        return type(fused.norm_act(norm, x).grad_fn).__name__
+
+    assert way(norm, x) == "_NormActBackward"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert way(norm, conv(x)) == "SiluBackward0"
+    assert way(copy.deepcopy(norm).double(), x.double()) == "SiluBackward0"
+    with fused.used(False):
+        assert way(norm, x) == "SiluBackward0"
+    assert way(norm, x) == "_NormActBackward"
+
+
+def test_parameters_and_embeddings_that_learn_nothing_cost_nothing_of_the_gradient():
+    norm, x, emb = randomized(GroupNorm(32)).requires_grad_(False), draw(2, 32, 4, 4), draw(2, 64)
+    x.requires_grad_()
+    (ours,) = torch.autograd.grad(fused.norm_act(norm, x, emb).sum(), x)
+    with fused.used(False):
+        (torchs,) = torch.autograd.grad(fused.norm_act(norm, x, emb).sum(), x)
+    close(ours, torchs.double(), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (2, 63)])
+def test_an_embedding_of_another_shape_is_refused(shape):
+    norm, x = randomized(GroupNorm(32)), draw(2, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="two values an image and channel"):
+        torch.ops.papertable.norm_act(x, norm.weight, norm.bias, draw(*shape), 32, 1e-5, True)
+
+
+def test_a_lock_that_a_killed_process_left_does_not_stop_the_next(tmp_path):
+    program = "from diffusion import fused; fused.compile(); print('ready')"
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    first = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while not list(tmp_path.glob("*/lock")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    assert list(tmp_path.glob("*/lock"))
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert again.stdout.splitlines()[-1:] == ["ready"], again.stderr

@@ -49,7 +49,7 @@ def test_any_multipliers_keep_the_shape_and_a_fresh_network_predicts_zero(mults,
 def test_a_fresh_residual_block_passes_on_what_it_skips(resample):
     block = ResBlock(32, 32, emb_channels=8, dropout=0.0, conditioning="adagn", resample=resample)
     x = draw(2, 32, 4, 4)
-    out = block(x, draw(2, 8))
+    out = block(x, draw(2, 64))
     assert out.shape[2] == {"none": 4, "up": 8, "down": 2}[resample]
     torch.testing.assert_close(out.mean(dim=(2, 3)), x.mean(dim=(2, 3)), rtol=0, atol=1e-6)
 
@@ -257,7 +257,7 @@ def test_a_choice_that_is_none_is_refused_also_where_nothing_checks_types():
         "model.resampling='blur': must be one of 'conv', 'pool', 'residual'",
         "model.residual_scale='2': must be one of '1', '1/sqrt(2)'",
         "classifier.pool='max': must be one of 'attention', 'adaptive', 'spatial', 'spatial_v2'",
-        "layout='newer': must be one of 'legacy', 'new'",
+        "attention_layout='newer': must be one of 'legacy', 'new'",
     ], ended.stderr
 
 

@@ -56,11 +56,12 @@ def reference_of(network, config):
 
 
 def outputs_of_blocks(network):
-    """Filled, when the network runs, with what leaves each of its blocks."""
+    """Filled, when the network runs, with what leaves each of its blocks and of the layers they are made of."""
     seen = {}
     blocks = {"middle_block": network.middle_block}
     for part in ("input_blocks", "output_blocks"):
         blocks |= {f"{part}.{number}": block for number, block in enumerate(getattr(network, part, []))}
+    blocks |= {f"{name}.{number}": layer for name, block in blocks.items() for number, layer in enumerate(block)}
     for name, block in blocks.items():
         block.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
     return seen

@@ -11,15 +11,14 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import nn
 
+from diffusion.divergence import CHECK_EVERY_STEPS, TrainingDiverged
 from diffusion.ema import EmaConfig
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.losses import diffusion_losses
 from diffusion.randomness import TIMESTEP, TRAIN_NOISE, normal, uniform
 from diffusion.timestep_sampler import LossSecondMomentConfig, LossSecondMomentSampler, UniformConfig
 from diffusion.training import (
-    CHECK_EVERY_STEPS,
     TrainConfig,
-    TrainingDiverged,
     build_train_state,
     train_step,
 )
