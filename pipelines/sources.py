@@ -409,7 +409,8 @@ def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     ample = copy(info)
-    ample.file_size += 2  # zipfile stops without a word at the size that is declared: ask for one byte more
+    # zipfile stops without a word at the size that is declared: let it unpack a buffer more, and ask for one byte of it.
+    ample.file_size += 2**16
     try:
         with archive.open(ample) as stream:
             content = stream.read(info.file_size + 1)
@@ -516,7 +517,12 @@ def _cifar_classes(stem: str) -> int | None:
 
 
 def _open_cifar(
-    place: _Place, labels: Labels, _: ExitStack, *, kind: Format, read: Callable[[Path, int], tuple[np.ndarray, Any]]
+    place: _Place,
+    labels: Labels,
+    _: ExitStack,
+    *,
+    kind: Format,
+    read: Callable[[Path, int], tuple[np.ndarray, list[int]]],
 ) -> _Found:
     names, ignored = place.of_kind(kind)
     if len({_cifar_classes(name.removesuffix(".bin")) for name in names}) > 1:
@@ -532,14 +538,14 @@ def _open_cifar(
     return _Found(entries, ignored)
 
 
-def _check_labels(file: Path, labels: Any, classes: int) -> None:
+def _check_labels(file: Path, labels: list[int], classes: int) -> None:
     for index, label in enumerate(labels):
-        if not isinstance(label, int | np.integer) or not 0 <= label < classes:
+        if not isinstance(label, int) or not 0 <= label < classes:
             what = f"gives image {index} the label {label!r}, which is none of 0..{classes - 1}"
             raise SourceRefused(file, what, FETCH_AGAIN)
 
 
-def _read_cifar_binary(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_cifar_binary(file: Path, classes: int) -> tuple[np.ndarray, list[int]]:
     leading = 1 if classes == 10 else 2  # CIFAR-100 puts the coarse label before the fine one
     record = leading + CIFAR_PIXELS
     with _told(file, "CIFAR file"):
@@ -549,8 +555,8 @@ def _read_cifar_binary(file: Path, classes: int) -> tuple[np.ndarray, np.ndarray
             raise SourceRefused(file, what, FETCH_AGAIN)
         records = np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, record)
     if leading == 2:
-        _check_labels(file, records[:, 0], CIFAR_COARSE_CLASSES)
-    return records[:, leading:], records[:, leading - 1]
+        _check_labels(file, records[:, 0].tolist(), CIFAR_COARSE_CLASSES)
+    return records[:, leading:], records[:, leading - 1].tolist()
 
 
 def _read_cifar_pickle(file: Path, classes: int) -> tuple[np.ndarray, list[int]]:
