@@ -41,9 +41,9 @@ from pipelines.preprocess import ImageRefused, one_line
 Format = Literal["folder", "zip", "tar", "npz", "cifar-binary", "cifar-pickle", "idx", "parquet"]
 Labels = Literal["folder", "prefix", "none"]
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
-)
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+)  # fmt: skip
 MAX_IMAGE_BYTES = 256 * 2**20
 """The longest image file that is read, from a folder or out of an archive."""
 GUNZIP_FREE_BYTES = 2**30
@@ -278,11 +278,11 @@ def _checked_text(path: Path, name: str) -> str:
 
 def _kind(place: _Place, name: str) -> Format | None:
     """The format that a file of this name belongs to, in a folder or by itself. (CIFAR's and IDX's lie at the top.)"""
-    base = name.rpartition("/")[2].lower()
-    if PurePosixPath(base).suffix in IMAGE_SUFFIXES:
+    lower = name.lower()
+    if lower.endswith(IMAGE_SUFFIXES):
         return "folder"
     for suffix, kind in BY_SUFFIX.items():
-        if base.endswith(suffix):
+        if lower.endswith(suffix):
             return kind
     if "/" in name:
         return None
@@ -318,7 +318,7 @@ def _detect(place: _Place) -> Format:
     others = (
         f"{len(place.files)} files, none of them known, such as {min(place.files)!r}" if place.files else "no files"
     )
-    fix = f"name a folder of images ({', '.join(sorted(IMAGE_SUFFIXES))}), or another format's files"
+    fix = f"name a folder of images ({', '.join(IMAGE_SUFFIXES)}), or another format's files"
     raise SourceRefused(place.path, f"holds {others}", fix)
 
 
@@ -368,8 +368,7 @@ def _of_archive(path: Path, members: Iterable[_Member], labels: Labels) -> _Foun
     entries: dict[str, Entry] = {}
     ignored = []
     for member in members:
-        parts = PurePosixPath(member.name)
-        if parts.suffix.lower() not in IMAGE_SUFFIXES or any(map(_is_hidden, parts.parts)):
+        if not member.name.lower().endswith(IMAGE_SUFFIXES) or any(map(_is_hidden, member.name.split("/"))):
             ignored.append(member.name)
             continue
         if member.name in entries:
@@ -409,7 +408,7 @@ def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
 
 def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     ample = copy(info)
-    # zipfile stops without a word at the size that is declared: let it unpack a buffer more, and ask for one byte of it.
+    # zipfile stops without a word at the size that is declared: let it unpack some more, and ask for one byte of that.
     ample.file_size += 2**16
     try:
         with archive.open(ample) as stream:

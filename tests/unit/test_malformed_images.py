@@ -287,7 +287,7 @@ Case = tuple[Callable[[Path], Path], str]
 
 PLACES: dict[str, Case] = {
     "nothing there": (lambda folder: folder / "gone", "cannot be opened (No such file or directory): name a file or a"),
-    "an empty folder": (lambda folder: folder, "holds no files: name a folder of images (.bmp, .gif"),
+    "an empty folder": (lambda folder: folder, "holds no files: name a folder of images (.jpg, .jpeg"),
     "a folder of empty folders": (
         lambda folder: (folder / "a/b").mkdir(parents=True) or folder,
         "holds no files: name",
