@@ -383,7 +383,7 @@ def _of_archive(path: Path, members: Iterable[_Member], labels: Labels) -> _Foun
 def _member_name(path: Path, name: str) -> str:
     """A name in an archive, without "./" and doubled slashes, or a refusal where it could mean another place."""
     parts = PurePosixPath(_checked_text(path, name))
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name:
+    if not name or parts.is_absolute() or ".." in parts.parts or "\\" in name:
         raise SourceRefused(path, f"holds {name!r}, a name that could lead out of it", "write it with plain names")
     return parts.as_posix()
 
@@ -391,7 +391,7 @@ def _member_name(path: Path, name: str) -> str:
 def _open_zip(place: _Place, labels: Labels, held: ExitStack) -> _Found:
     with _told(_one_file(place), "zip archive"):
         archive = held.enter_context(zipfile.ZipFile(place.path))
-    return _of_archive(place.path, _zip_members(place.path, archive), labels)
+        return _of_archive(place.path, _zip_members(place.path, archive), labels)
 
 
 def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:

@@ -358,6 +358,10 @@ ARCHIVES: dict[str, Case] = {
     ),
     "a zip with an absolute name": (zipped("/etc/x.png"), "holds '/etc/x.png', a name that could lead out of it"),
     "a zip with backslashes": (zipped("..\\x.png"), r"holds '..\\x.png', a name that could lead out of it"),
+    "a zip with a file without a name": (
+        zipped("x", change=setting("filename", "")),
+        "holds '', a name that could lead out of it: write it",
+    ),
     "a zip with a link": (
         zipped("x.png", change=setting("external_attr", (stat.S_IFLNK | 0o777) << 16)),
         "holds 'x.png', a link or a device: write it with plain files alone",
