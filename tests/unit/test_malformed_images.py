@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines import sources
@@ -741,3 +744,38 @@ def test_an_image_file_too_long_to_be_one_is_refused_unread(tmp_path: Path) -> N
         stream.truncate(2**28 + 1)  # a hole: it takes no room
     with pytest.raises(ImageRefused, match=r"'x\.png': is 268,435,457 bytes long: at most 268,435,456 are read"):
         read_all(tmp_path)
+
+
+SOUND: dict[str, Callable[[Path], Path]] = {
+    "zip": zipped("a.png", "b.png"),
+    "tar": tarred("a.png", "b.png"),
+    "tar.gz": written("x.tar.gz", gzip.compress(tar_bytes("a.png"))),
+    "npz": npz(IMAGES_NPZ, np.arange(2)),
+    "pickle": pickled(batch()),
+    "parquet": written("x.parquet", parquet_bytes()),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+@given(data=st.data())
+def test_a_damaged_file_is_read_or_refused_and_nothing_else_comes_out(
+    tmp_path_factory: Any, kind: str, data: Any
+) -> None:
+    path = SOUND[kind](tmp_path_factory.mktemp("damaged"))
+    content = bytearray(path.read_bytes())
+    near_an_end = st.integers(-200, 199)  # where headers and tables of contents are
+    for position in data.draw(st.lists(near_an_end | st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[position] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+    with suppress(SourceRefused, ImageRefused):
+        read_all(path)
+
+
+@given(kind=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF"]), data=st.data())
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_a_damaged_image_is_decoded_or_refused_and_nothing_else_comes_out(kind: str, data: Any) -> None:
+    content = bytearray(encoded(RGB, kind))
+    for position in data.draw(st.lists(st.integers(0, 99) | st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[position] = data.draw(st.integers(0, 255))
+    with suppress(ImageRefused):
+        assert decode(bytes(content), name="x", channels=3).mode == "RGB"
