@@ -400,7 +400,7 @@ def _zip_members(path: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
         if info.is_dir():
             continue
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise SourceRefused(path, f"holds {name!r}, a link or a device", "write it with plain files alone")
+            raise SourceRefused(path, f"holds {name!r}, which is no plain file", "write it with plain files alone")
         if info.flag_bits & 1:
             raise SourceRefused(path, f"holds {name!r} encrypted", "write it again without a password")
         yield _Member(name, info.file_size, partial(_read_zipped, archive, info, name))
@@ -443,7 +443,7 @@ def _tar_members(path: Path, stream: IO[bytes]) -> Iterator[_Member]:
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
-                raise SourceRefused(path, f"holds {name!r}, a link or a device", "write it with plain files alone")
+                raise SourceRefused(path, f"holds {name!r}, which is no plain file", "write it with plain files alone")
             end += -(-member.size // TAR_BLOCK) * TAR_BLOCK
             yield _Member(name, member.size, partial(os.pread, stream.fileno(), member.size, member.offset_data))
     if not _only_zeros(stream, end):  # tarfile takes whatever it does not understand for the end

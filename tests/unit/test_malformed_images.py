@@ -242,8 +242,8 @@ RECORD = bytes(3073)
 class Code:
     """What a hostile pickle calls when it is read."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
+    def __init__(self, function: Callable[..., Any], *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments) if state is None else (function, arguments, state)
 
     def __reduce__(self) -> Any:
         return self.call
@@ -284,6 +284,7 @@ def parquet_bytes() -> bytes:
 
 
 HF = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+EMPTY_ARRAY = np.zeros(0, np.uint8).__reduce__()[0], np.ndarray, (0,), b"b"
 FUNCTION_CHANGED = b"\x80\x02cnumpy._core.numeric\n_frombuffer\n(N}U\x0c__defaults__)stb."
 
 Case = tuple[Callable[[Path], Path], str]
@@ -367,11 +368,11 @@ ARCHIVES: dict[str, Case] = {
     ),
     "a zip with a link": (
         zipped("x.png", change=setting("external_attr", (stat.S_IFLNK | 0o777) << 16)),
-        "holds 'x.png', a link or a device: write it with plain files alone",
+        "holds 'x.png', which is no plain file: write it with plain files alone",
     ),
     "a zip with a device": (
         zipped("x.png", change=setting("external_attr", stat.S_IFCHR << 16)),
-        "holds 'x.png', a link or a device: write it with plain files alone",
+        "holds 'x.png', which is no plain file: write it with plain files alone",
     ),
     "an encrypted zip": (zipped("x.png", change=setting("flag_bits", 1)), "holds 'x.png' encrypted: write it again"),
     "a zip with a name twice": (
@@ -388,14 +389,18 @@ ARCHIVES: dict[str, Case] = {
     "a tar with backslashes": (tarred("a\\x.png"), r"holds 'a\\x.png', a name that could lead out of it"),
     "a tar with a symbolic link": (
         tarred("x.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
-        "holds 'x.png', a link",
+        "holds 'x.png', which is no",
     ),
     "a tar with a hard link": (
         tarred("y.png", "x.png", type=tarfile.LNKTYPE, linkname="y.png"),
-        "holds 'x.png', a link",
+        "holds 'x.png', which is no",
     ),
-    "a tar with a device": (tarred("x.png", type=tarfile.BLKTYPE), "holds 'x.png', a link or a device: write it"),
-    "a tar with a pipe": (tarred("x.png", type=tarfile.FIFOTYPE), "holds 'x.png', a link or a device: write it"),
+    "a tar with a device": (tarred("x.png", type=tarfile.BLKTYPE), "holds 'x.png', which is no plain file: write it"),
+    "a tar with a pipe": (tarred("x.png", type=tarfile.FIFOTYPE), "holds 'x.png', which is no plain file: write it"),
+    "a tar with holes in a file": (
+        tarred("x.png", type=tarfile.GNUTYPE_SPARSE),
+        "holds 'x.png', which is no plain file",
+    ),
     "a tar with a name twice": (tarred("x.png", "y.png", "./x.png"), "holds 'x.png' twice: write it again with each"),
     "a tar with an image too long": (tarred("x.png", size=2**28 + 1), "holds 'x.png' of 268,435,457 bytes, more than"),
     "a tar with a name that is not UTF-8": (tarred("\udcff.png"), r"holds '\udcff.png', a name that is not UTF-8"),
@@ -533,6 +538,18 @@ PICKLES: dict[str, Case] = {
         "is no whole pickle of CIFAR's (UnpicklingError: holds an array of 'O8', and only uint8 is read)",
     ),
     "a pickle of floats": (pickled(batch(data=np.zeros((2, 3072)))), "holds an array of 'f8', and only uint8 is read"),
+    "a pickle of an array without a type": (
+        pickled(batch(data=Code(*EMPTY_ARRAY, state=(1, (2, 3072), "u1", False, bytes(6144))))),
+        "holds an array whose content is not plain bytes of uint8",
+    ),
+    "a pickle of an array of a list": (
+        pickled(batch(data=Code(*EMPTY_ARRAY, state=(1, (2, 3072), np.dtype("u1"), False, [0] * 6144)))),
+        "holds an array whose content is not plain bytes of uint8",
+    ),
+    "a pickle of an array larger than its bytes": (
+        pickled(batch(data=Code(*EMPTY_ARRAY, state=(1, (2, 3072), np.dtype("u1"), False, b"")))),
+        "is no whole pickle of CIFAR's (ValueError: cannot reshape array of size 0 into shape (2,3072))",
+    ),
     "a pickle that changes what it is read with": (
         written("data_batch_1", FUNCTION_CHANGED),
         "is no whole pickle of CIFAR's (TypeError: ",

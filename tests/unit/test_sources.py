@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -411,6 +411,9 @@ class Listed(Source):
 
 
 @given(ours=lists, theirs=lists)
+@example(ours=[("a", 7, b"")], theirs=[("a", "7", b"")])
+@example(ours=[("a", None, b"")], theirs=[("a", "None", b"")])
+@example(ours=[("a", "str b", b"")], theirs=[("astr ", "b", b"")])
 def test_two_lists_share_a_digest_only_if_they_are_equal(ours: Any, theirs: Any) -> None:
     assert (content_digest(Listed(ours)) == content_digest(Listed(theirs))) == (ours == theirs)
 
