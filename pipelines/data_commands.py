@@ -57,7 +57,7 @@ class Prepare:
     """What the data set is called from now on; by default the source's own name."""
     labels: Labels = "folder"
     """Where a file's class stands: in its folder's name, before the first _ of its own name, or nowhere."""
-    format: Format = "auto"
+    format: Format | Literal["auto"] = "auto"
     """What kind of source it is, where that cannot be told."""
     test_percent: int = DEFAULT_TEST_PERCENT
     """Share of the images held out, by the hash of their pixels."""

@@ -9,19 +9,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from orchestrator.errors import PreflightError
 from orchestrator.step import StepContext, write_whole
 from pipelines.blocks import Block, map_blocks
 from pipelines.preprocess import ImageRefused, decode, resize_center_crop
 from pipelines.shards import UNLABELLED, Manifest, ShardWriter, split_of
-from pipelines.sources import Entry, Format, Labels, Source, content_digest, open_source
+from pipelines.sources import (
+    Entry,
+    Format,
+    Labels,
+    Source,
+    combined_digest,
+    content_digest,
+    entry_digest,
+    open_source,
+)
 
 BLOCK = 512  # images a worker reads at a time, and what a kill loses of it
 BLOCKS_FOLDER = "blocks"
@@ -36,13 +46,25 @@ class ImportOptions:
     """Where images are, and what to do about those that cannot be read. None of it is part of a data set's identity."""
 
     path: Path
-    format: Format = "auto"
+    format: Format | Literal["auto"] = "auto"
     labels: Labels = "folder"
     on_error: OnError = "fail"
 
     def open(self) -> Source:
         """The source, to be read from."""
         return open_source(self.path, format=self.format, labels=self.labels)
+
+
+@dataclass(frozen=True)
+class BlockSaid:
+    """What is known of a block besides its pixels."""
+
+    names: list[str]
+    """Of the images that were read."""
+    refused: list[str]
+    """Why the others were not."""
+    digests: list[str]
+    """Of all its entries, in hexadecimal: what tells whether the source has changed."""
 
 
 def digest_of(options: ImportOptions) -> str:
@@ -66,15 +88,18 @@ def import_images(
         entries = source.entries()
         classes = class_names([entry.label for entry in entries])
         count = len(entries)
+        kind = source.format
     work = partial(read_block, options, classes, image_size, channels, blocks)
-    refused = [one for some in map_blocks(ctx, work, count, block_size=BLOCK) for one in some]
+    read = map_blocks(ctx, work, count, block_size=BLOCK)
+    if combined_digest(kind, (bytes.fromhex(digest) for block in read for digest in block.digests)) != content:
+        shutil.rmtree(blocks)
+        raise PreflightError(f"{options.path} has changed while it was read: prepare it again")
+    refused = [one for block in read for one in block.refused]
     if refused and options.on_error == "fail":
         raise PreflightError(f"{_listed(refused)} of {count} images. Mend them, or leave them out with --on-error skip")
     if len(refused) == count:
         raise PreflightError(f"{options.path}: none of its {count} images can be read: {_listed(refused)}")
     manifest = _write_shards(blocks, count, classes, ctx, options, (image_size, image_size, channels), test_percent)
-    if digest_of(options) != content:
-        raise PreflightError(f"{options.path} has changed while it was read: prepare it again")
     write_whole(ctx.output / SKIPPED_FILE, json.dumps(refused, indent=1))
     shutil.rmtree(blocks)
     return manifest, [f"left out: {_listed(refused)} of {count} images"] if refused else []
@@ -82,25 +107,25 @@ def import_images(
 
 def read_block(
     options: ImportOptions, classes: Sequence[str], image_size: int, channels: Literal[1, 3], blocks: Path, block: Block
-) -> list[str]:
-    """Read the block's images into a file of its own, unless it is there; returns why images were refused."""
+) -> BlockSaid:
+    """Read the block's images into a file of its own, unless it is there."""
     file = _block_file(blocks, block[0])
     if not file.is_file():
         with options.open() as source:
             entries = source.entries()[slice(*block)]
             images, labels, names, refused = _read(entries, classes, image_size, channels)
+            said = BlockSaid(names, refused, [entry_digest(entry).hex() for entry in entries])
         shape = (len(images), image_size, image_size, channels)
         partial_file = file.with_suffix(".partial.npz")
         np.savez(
             partial_file,
             images=np.array(images, dtype=np.uint8).reshape(shape),
             labels=np.array(labels, dtype=np.int64),
-            said=np.array(json.dumps({"names": names, "refused": refused})),
+            said=np.array(json.dumps(asdict(said))),
         )
         partial_file.replace(file)
     with np.load(file, allow_pickle=False) as kept:
-        said: dict[str, list[str]] = json.loads(str(kept["said"]))
-    return said["refused"]
+        return BlockSaid(**json.loads(str(kept["said"])))
 
 
 def class_names(labels: Sequence[str | int | None]) -> list[str]:
@@ -142,7 +167,16 @@ def _read(
 
 
 def _pixels(entry: Entry, image_size: int, channels: Literal[1, 3]) -> np.ndarray:
-    return resize_center_crop(decode(entry.read(), name=entry.name, channels=channels), image_size)
+    content = entry.read()
+    if isinstance(content, bytes):
+        image = decode(content, name=entry.name, channels=channels)
+    else:
+        image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+        image = image.convert("L" if channels == 1 else "RGB")
+    try:
+        return resize_center_crop(image, image_size)
+    except ValueError as error:
+        raise ImageRefused(entry.name, str(error)) from error
 
 
 def _write_shards(
