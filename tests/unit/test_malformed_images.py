@@ -746,7 +746,7 @@ def test_a_folder_and_a_file_that_may_not_be_read_are_named(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "t-images-idx3-ubyte.gz"])
 def test_a_gzip_bomb_is_stopped_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(base, "GUNZIP_FREE_BYTES", 2**20)
+    monkeypatch.setattr("pipelines.sources.base.GUNZIP_FREE_BYTES", 2**20)
     (tmp_path / name).write_bytes(gzip.compress(bytes(2**23)))
     (tmp_path / "t-labels-idx1-ubyte").write_bytes(IDX_LABELS)
     with pytest.raises(

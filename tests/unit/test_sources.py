@@ -441,6 +441,6 @@ def test_a_file_that_is_gone_is_named_when_it_is_read(tmp_path: Path) -> None:
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_folder(tmp_path / "images", FILES)
-    monkeypatch.setattr(files, "_read_file", lambda *_: pytest.fail("read too early"))
+    monkeypatch.setattr("pipelines.sources.files._read_file", lambda *_: pytest.fail("read too early"))
     with open_source(path) as source:
         assert len(source.entries()) == 5
