@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from multiprocessing import get_context
 from typing import Any, Protocol
 
 from orchestrator.step import Resources
+
+POLL_SECONDS = 0.5
 
 OnResult = Callable[[int, Any], None]
 
@@ -46,10 +50,14 @@ class Backend(Protocol):
 
 
 class LocalBackend:
-    """Everything on this machine without Ray: programs in this process, as one worker; items too, or over processes."""
+    """Everything on this machine without Ray: programs in this process, as one worker; items too, or over processes.
+
+    A process that dies is not replaced: the map raises.
+    """
 
     def __init__(self, *, processes: int = 1) -> None:
         self._processes = processes
+        self._stopped = get_context("spawn").Event() if processes > 1 else None
 
     def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
         """Run fn here as the only worker. Raises ValueError for more than one worker."""
@@ -67,11 +75,30 @@ class LocalBackend:
         if self._processes == 1:
             return _collected(map(fn, items), on_result)
         # Not forked: threads of ours and of libraries would be torn.
-        with ProcessPoolExecutor(self._processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(
+            self._processes, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(), self._stopped)
+        ) as pool:
             return _collected(pool.map(fn, items), on_result)
+
+    def stop(self) -> None:
+        """End the processes of a map that runs in another thread, which raises BrokenProcessPool there."""
+        if self._stopped is not None:
+            self._stopped.set()
 
     def release(self) -> None:
         """There is nothing to give back."""
+
+
+def _end_with(parent: int, stopped: Any) -> None:
+    """End this process with its parent, however that ends, or when it is told to."""
+
+    def watch() -> None:
+        while not stopped.wait(POLL_SECONDS):
+            if os.getppid() != parent:
+                break
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _collected(results: Iterable[Any], on_result: OnResult | None) -> list[Any]:

@@ -25,7 +25,7 @@ from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
-from pipelines.data_commands import with_data
+from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
@@ -182,12 +182,10 @@ def build(
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     chosen = choose("study", study, STUDIES)
-    at_scale: RunConfig = choose("preset", preset, PRESETS)()
-    if data is not None:
-        assert store is not None
-        at_scale = with_data(at_scale, data, store)
+    at_scale = choose("preset", preset, PRESETS)()
     changes = parse_settings(at_scale, settings)
-    experiment = chosen.experiment(override(at_scale, changes), tuple(range(seeds)))
+    images = data_changes(data, store) if store is not None else {}
+    experiment = chosen.experiment(override(at_scale, {**images, **changes}), tuple(range(seeds)))
     _check_settings_matter(experiment, changes)
     return experiment
 

@@ -1,7 +1,7 @@
 """Which images does a study train and test on? Real images turned into verified Parquet shards.
 
 python pipelines/data.py prepare digits
-python pipelines/data.py prepare ~/flowers --image-size 64 --name flowers
+python pipelines/data.py prepare ~/flowers --image-size 32 --name flowers
 python pipelines/data.py inspect flowers
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from orchestrator.errors import PreflightError
 from orchestrator.step import Step, StepContext
 from pipelines.builtin_data import load_digits, load_fashion_mnist
-from pipelines.import_images import ImportOptions, import_images
+from pipelines.import_images import ImportOptions, Target, import_images
 from pipelines.shards import Manifest, ShardWriter
 
 VERSION = 2
@@ -46,7 +46,8 @@ class DataConfig:
         if self.image_size < 1:
             raise ValueError(f"data.image_size={self.image_size}: must be 1 or more")
         if self.source == "files":
-            self._check_percent(highest=90)
+            if self.test_percent is not None:
+                self._check_percent(highest=90)
         else:
             self._check_built_in()
 
@@ -88,15 +89,13 @@ def prepare(config: DataConfig, ctx: StepContext, *, options: ImportOptions | No
     if config.source == "files":
         if options is None:
             raise PreflightError(
-                f"the data set with content {config.content} is not in this store: prepare it first, with "
-                f"python pipelines/data.py prepare SOURCE --image-size {config.image_size} --store STORE"
+                f"the data set with content {config.content} is not in this store: prepare it first, with python "
+                f"pipelines/data.py prepare SOURCE --image-size {config.image_size} --channels {config.channels} "
+                f"--test-percent {config.test_percent or 'own'} --store STORE"
             )
         assert config.content is not None
-        assert config.test_percent is not None
-        manifest, notes = import_images(
-            options, ctx, content=config.content, image_size=config.image_size, channels=config.channels,
-            test_percent=config.test_percent,
-        )  # fmt: skip
+        target = Target(config.image_size, config.channels, config.test_percent)
+        manifest, notes = import_images(options, ctx, content=config.content, target=target)
     else:
         manifest = _write_built_in(config, ctx)
     height, width, channels = manifest.shape

@@ -50,7 +50,7 @@ def decode(content: bytes, *, name: str, channels: Channels, max_pixels: int = M
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _to_8_bits(image, name=name).convert("L" if channels == 1 else "RGB")
-    except ImageRefused:
+    except (ImageRefused, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRefused(name, f"too large to be decoded: {error}") from error

@@ -66,7 +66,7 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data set holds: written last, and the whole of it hashes to the data set's digest."""
+    """What a data set holds, a function of its identity alone; written after all shards."""
 
     source: str
     shape: tuple[int, int, int]

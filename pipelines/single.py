@@ -16,7 +16,7 @@ from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
-from pipelines.data_commands import with_data
+from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
@@ -34,8 +34,8 @@ def command(role: str, what: str) -> Callable[..., int]:
         data: str | None = None,
         ray: bool = False,
     ) -> int:
-        base = with_data(choose("preset", preset, PRESETS)(), data, places.artifact_store())
-        config = override(base, parse_settings(base, set))
+        base = choose("preset", preset, PRESETS)()
+        config = override(base, {**data_changes(data, places.artifact_store()), **parse_settings(base, set)})
         check_workers(config.train, places)
         on_ray = ray or places.address is not None
         if not on_ray and (places.workers > 1 or places.gpus_per_worker):

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, get_args
 
+import numpy as np
+
 from pipelines.preprocess import ImageRefused
 from pipelines.sources.arrays import open_cifar, open_idx, open_npz, read_cifar_binary, read_cifar_pickle
 from pipelines.sources.base import Entry, Format, Found, Ignored, Labels, Place, SourceRefused
@@ -85,7 +87,7 @@ def content_digest(source: Source) -> str:
 
     The same for a copy elsewhere; another one as soon as one bit, name or label differs. Reads every image.
     """
-    return combined_digest(source.format, map(entry_digest, source.entries()))
+    return combined_digest(source.format, (entry_digest(entry, entry.read()) for entry in source.entries()))
 
 
 def combined_digest(format: Format, digests: Iterable[bytes]) -> str:
@@ -96,8 +98,8 @@ def combined_digest(format: Format, digests: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def entry_digest(entry: Entry) -> bytes:
-    """SHA-256 of an entry's name, label and content; of one that cannot be read, that it cannot."""
+def entry_digest(entry: Entry, content: bytes | np.ndarray | ImageRefused) -> bytes:
+    """SHA-256 of an entry's name, label and content, as it was read; or that it cannot be."""
     digest = hashlib.sha256()
 
     def add(content: bytes) -> None:  # with its length, so that no two lists of parts look the same
@@ -105,9 +107,7 @@ def entry_digest(entry: Entry) -> bytes:
 
     add(entry.name.encode())
     add(f"{type(entry.label).__name__} {entry.label}".encode())  # class 7 is not the class named "7"
-    try:
-        content = entry.read()
-    except ImageRefused:
+    if isinstance(content, ImageRefused):
         add(b"refused")
         return digest.digest()
     add(b"file" if isinstance(content, bytes) else f"pixels {content.shape}".encode())

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,44 @@ from orchestrator.store import ArtifactStore
 from pipelines import import_images, single
 from pipelines.cli import run
 from pipelines.data import dataset_step
-from pipelines.data_commands import Export, Inspect, List, Prepare, Verify, known, main, named
+from pipelines.data_commands import Export, Inspect, List, Verify, main
+from pipelines.named_data import known, named
+from pipelines.prepare_command import Prepare
+from pipelines.preprocess import ImageRefused
 from pipelines.shards import Manifest, read_split
 
 SHORT = [
     "--set", "train.images=256", "--set", "diffusion.num_timesteps=30", "--set", "sample.sampler.respacing=",
-    "--set", "metrics.kid_subset_size=2",
+    "--set", "metrics.kid_subset_size=2", "--set", "model.attention_resolutions=[8]",
 ]  # fmt: skip
+
+
+ROOT = Path(__file__).parents[2]
+SLOW = """
+import sys, time, os
+from functools import partial
+from pathlib import Path
+from orchestrator.backend import LocalBackend
+from orchestrator.signals import Background, interruptible
+from orchestrator.step import Resources
+
+
+def work(folder, item):
+    (Path(folder) / f"at-work-{os.getpid()}").touch()
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    backend = LocalBackend(processes=2)
+    try:
+        with interruptible():
+            call = Background(lambda: backend.map(partial(work, sys.argv[1]), range(9), resources=Resources()))
+            while not call.wait(0.1):
+                pass
+    except BaseException:
+        backend.stop()
+        raise
+"""
 
 
 @pytest.fixture
@@ -82,6 +116,7 @@ def test_a_preparation_that_was_killed_goes_on_where_it_was(
     assert not list((tmp_path / "store").glob("dataset/*/manifest.json"))
     again = prepared(flowers, tmp_path / "store")
     assert len(read) == 45 + 20  # two blocks were kept
+    assert not list(again.glob("*.npz"))
     assert manifest_text(again) == manifest_text(whole)
 
 
@@ -102,6 +137,8 @@ def test_what_cannot_be_read_stops_it_or_is_left_out_and_said(
     with pytest.raises(PreflightError, match=r"rose/bad\.png.*tulip/empty\.jpg.*2 of 62 images.*--on-error skip"):
         prepared(flowers, tmp_path / "store")
     dataset = prepared(flowers, tmp_path / "store", on_error="skip")
+    with pytest.raises(PreflightError, match=r"without 2 images that were left out.*--on-error skip again"):
+        prepared(flowers, tmp_path / "store")
     assert sum(Manifest.read(dataset).images.values()) == 60
     assert len(json.loads((dataset / "skipped.json").read_text())) == 2
     Inspect(name="flowers", store=str(tmp_path / "store"), output=tmp_path / "sheet.png")()
@@ -126,11 +163,109 @@ def test_archives_and_arrays_are_prepared_like_folders(flowers: Path, tmp_path: 
     assert sorted(found[:, 0, 0, 0].tolist()) == list(range(40))
 
 
+def test_a_block_that_is_not_whole_is_read_again(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(flowers, tmp_path / "whole")
+    save = np.savez
+
+    def dies(file: Path, **arrays: object) -> None:
+        Path(file).write_bytes(b"")
+        Path(file).rename(Path(file).with_name("000000000000.npz"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_images.np, "savez", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(flowers, tmp_path / "store")
+    monkeypatch.setattr(import_images.np, "savez", save)
+    assert manifest_text(prepared(flowers, tmp_path / "store")) == manifest_text(whole)
+
+
+def test_a_passing_trouble_with_an_image_does_not_stick(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = import_images.decode
+
+    def refuses(content: bytes, *, name: str, channels: int) -> object:
+        raise ImageRefused(name, "no decoder for it today")
+
+    monkeypatch.setattr(import_images, "decode", refuses)
+    with pytest.raises(PreflightError, match="no decoder for it today"):
+        prepared(flowers, tmp_path / "store")
+    monkeypatch.setattr(import_images, "decode", decode)
+    assert sum(Manifest.read(prepared(flowers, tmp_path / "store")).images.values()) == 60
+
+
+def test_a_name_does_not_come_to_mean_other_images_by_accident(flowers: Path, tmp_path: Path) -> None:
+    first = prepared(flowers, tmp_path / "store")
+    with pytest.raises(ValueError, match="'flowers' is another data set already"):
+        prepared(flowers, tmp_path / "store", image_size=12)
+    assert named(ArtifactStore(str(tmp_path / "store")), "flowers") == first
+    assert prepared(flowers, tmp_path / "store", image_size=12, replace=True) != first
+
+
+def test_a_source_keeps_the_split_it_brings(tmp_path: Path) -> None:
+    source = tmp_path / "mnist"
+    source.mkdir()
+    for prefix, count in (("train", 12), ("t10k", 5)):
+        header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (count, 4, 4))
+        (source / f"{prefix}-images-idx3-ubyte").write_bytes(header + bytes(range(count * 16)))
+        labels = b"\0\0\x08\x01" + count.to_bytes(4, "big") + bytes(number % 3 for number in range(count))
+        (source / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+    dataset = prepared(source, tmp_path / "store", image_size=4, channels=1, test_percent=None)
+    assert Manifest.read(dataset).images == {"train": 12, "test": 5}
+    np.testing.assert_array_equal(read_split(dataset, "test").images.ravel(), np.arange(80, dtype=np.uint8))
+
+
+def test_a_folder_of_train_and_test_may_bring_its_split_too(flowers: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted(flowers.rglob("*.png"))):
+        folder = tmp_path / "split" / ("test" if number % 4 == 0 else "train") / file.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    manifest = Manifest.read(prepared(tmp_path / "split", tmp_path / "store", test_percent="own"))
+    assert manifest.images == {"train": 45, "test": 15}
+    assert manifest.classes == ("aster", "rose", "tulip")
+    with pytest.raises(ValueError, match="not every image's name begins with train or test"):
+        prepared(flowers, tmp_path / "store", test_percent="own")
+
+
+def test_what_is_no_image_is_counted_and_named(flowers: Path, tmp_path: Path) -> None:
+    (flowers / "photo.heic").write_bytes(b"")
+    (flowers / "README").write_bytes(b"")
+    dataset = prepared(flowers, tmp_path / "store")
+    notes = json.loads((dataset / "metrics.json").read_text())["notes"]
+    assert "2 other files were ignored, such as 'README', 'photo.heic'" in notes
+
+
+def test_unlabelled_images_are_exported_as_such_and_come_back(flowers: Path, tmp_path: Path) -> None:
+    prepared(flowers, tmp_path / "store", labels="none", test_percent=50)
+    for output in (tmp_path / "out.npz", tmp_path / "out"):
+        Export(name="flowers", output=output, store=str(tmp_path / "store"))()
+        again = prepared(output, tmp_path / "store", name=f"again{output.suffix}", test_percent=90)
+        assert Manifest.read(again).classes == ()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_a_preparation_that_was_ended(flowers: Path, tmp_path: Path, signum: int) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW)
+    process = subprocess.Popen([sys.executable, str(slow), str(tmp_path)], cwd=ROOT)
+    while len(list(tmp_path.glob("at-work-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = [int(file.name.rpartition("-")[2]) for file in tmp_path.glob("at-work-*")]
+    process.send_signal(signum)
+    process.wait(timeout=20)
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_source_that_changes_while_it_is_read_is_refused(
     flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    digests = iter(["a" * 64, "b" * 64])
-    monkeypatch.setattr("pipelines.data_commands.digest_of", lambda options: next(digests))
+    monkeypatch.setattr("pipelines.prepare_command.digest_of", lambda *_, **__: "a" * 64)
     with pytest.raises(PreflightError, match="has changed while it was read"):
         prepared(flowers, tmp_path / "store")
 
@@ -154,6 +289,12 @@ def test_data_sets_are_listed_verified_and_exported(
     again = prepared(tmp_path / "pngs", tmp_path / "store", channels=1, test_percent=60)
     assert sum(Manifest.read(again).images.values()) == len(train.images)
     Verify(name="blumen-8", store=store)()
+    manifest = dataset / "manifest.json"
+    said = manifest.read_text()
+    manifest.write_text(said.replace('"mean"', '"main"'))
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json"):
+        Verify(name="blumen-8", store=store)()
+    manifest.write_text(said)
     shard = dataset / "train-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(DamagedArtifact, match=r"train-00000\.parquet"):
@@ -164,7 +305,7 @@ def test_a_model_trains_on_a_prepared_data_set_by_its_name(
     flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = str(tmp_path / "store")
-    prepared(flowers, tmp_path / "store")
+    prepared(flowers, tmp_path / "store", image_size=16)
     capsys.readouterr()
     train = single.command("train", "Train.")
     sys.argv = ["train.py", "tiny", "--store", store, "--data", "flowers", *SHORT]
@@ -188,6 +329,10 @@ def test_a_model_trains_on_a_prepared_data_set_by_its_name(
         (["prepare", "FLOWERS", "--image-size", "8", "--processes", "0"], 2, "--processes 0"),
         (["prepare", "FLOWERS", "--image-size", "8", "--name", "a/b"], 2, "--name 'a/b'"),
         (["export", "flowers", "FLOWERS"], 3, "unknown data set 'flowers'"),
+        (["prepare", "digits", "--channels", "3"], 2, "--channels 3: digits has its own"),
+        (["prepare", "digits", "--labels", "none"], 2, "--labels none: digits has its own"),
+        (["prepare", "digits", "--test-percent", "own"], 2, "digits bring no split"),
+        (["prepare", "x" * 300, "--image-size", "8"], 3, "cannot be looked at"),
     ],
 )
 def test_a_mistake_is_one_paragraph_with_its_exit_code(

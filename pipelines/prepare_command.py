@@ -1,0 +1,180 @@
+"""How is a data set prepared by hand? The command line `data.py prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from orchestrator.backend import Backend, LocalBackend
+from orchestrator.errors import PreflightError, StepFailed
+from orchestrator.materialize import materialize
+from orchestrator.progress import StepProgress
+from orchestrator.signals import Background
+from orchestrator.step import Resources, Step
+from orchestrator.store import ArtifactStore
+from pipelines.cli import HERE, Places
+from pipelines.data import BUILT_IN_SIZES, DataConfig, dataset_step
+from pipelines.import_images import ImportOptions, OnError, digest_of, has_own_split, look_at
+from pipelines.named_data import checked_name, known, remember, skipped
+from pipelines.sources import Entry, Format, Labels
+
+DEFAULT_TEST_PERCENT = 10
+DIGITS_TEST_PERCENT = 20
+WAIT_SECONDS = 0.2
+
+StoreFlag = Annotated[str, tyro.conf.arg(help="Folder of all artifacts.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn images into verified shards: a folder, zip, tar, npz, CIFAR, IDX or Parquet, or a data set that is built in.
+
+    Killed, it goes on where it was when the same command is run again; only the first look at all images is repeated.
+    """
+
+    source: tyro.conf.Positional[str]
+    """Where the images are: a path, or digits, or fashion-mnist."""
+    image_size: int | None = None
+    """Pixels a side; images are made smaller and cropped as in the papers. digits: 8; fashion-mnist: 28 or 32."""
+    channels: Literal[1, 3] | None = None
+    """Of files: 3 RGB (the default), 1 gray."""
+    name: str | None = None
+    """What the data set is called from now on; by default the source's own name."""
+    replace: bool = False
+    """Let the name stand for this data set from now on, where it has stood for another."""
+    labels: Labels | None = None
+    """Of files: their class is the path of their folder (folder, the default), what stands before the first _ of their
+    name (prefix), or there is none."""
+    format: Format | None = None
+    """Of files: what kind of source it is, where that cannot be told."""
+    test_percent: int | Literal["own"] | None = None
+    """Share of the images held out, by the hash of their pixels: 10 by default; own, the default of CIFAR's and MNIST's
+    files: as the source itself is split, by names that begin with train or test."""
+    on_error: OnError = "fail"
+    """What to do about images that cannot be read: stop, or leave them out and say so."""
+    processes: int = 1
+    """How many read side by side."""
+    store: StoreFlag = HERE.store
+
+    def __call__(self) -> int:
+        """Prepare, and say how to train on it."""
+        if self.processes < 1:
+            raise ValueError(f"--processes {self.processes}: must be at least 1")
+        artifacts = Places(store=self.store).artifact_store()
+        artifacts.check_writable()
+        options = None if self.source in BUILT_IN_SIZES else self._options()
+        name = checked_name(self.name or (self.source if options is None else options.path.name.partition(".")[0]))
+        backend, resources = LocalBackend(processes=self.processes), Resources(workers=self.processes)
+        try:
+            config = self._built_in() if options is None else self._files(options, backend, resources)
+            self._check_free(name, config, artifacts)
+            step = dataset_step(config, options)
+            work = Background(lambda: prepare_source(step, artifacts, backend=backend, resources=resources))
+            _show(work, "preparing", lambda: StepProgress.read(artifacts.path(step)))
+        except BaseException:
+            backend.stop()
+            raise
+        if self.on_error == "fail" and (left_out := skipped(artifacts.path(step))):
+            raise PreflightError(
+                f"this data set is here already, without {len(left_out)} images that were left out by --on-error skip: "
+                f"{left_out[0]}. Say --on-error skip again, or mend them"
+            )
+        remember(name, config, artifacts)
+        print("\n".join(artifacts.metrics(step).notes))
+        print(f"{artifacts.path(step)}\nTo use it: --data {name}")
+        return 0
+
+    def _options(self) -> ImportOptions:
+        path = Path(self.source).expanduser().absolute()
+        try:
+            there = path.exists()
+        except OSError as error:
+            raise PreflightError(
+                f"{path} cannot be looked at ({error.strerror}): name a path that you may read"
+            ) from error
+        if not there:
+            raise PreflightError(f"{path} is not there; built in are {', '.join(BUILT_IN_SIZES)}")
+        return ImportOptions(
+            path=path, format=self.format or "auto", labels=self.labels or "folder", on_error=self.on_error
+        )
+
+    def _files(self, options: ImportOptions, backend: LocalBackend, resources: Resources) -> DataConfig:
+        if self.image_size is None:
+            raise ValueError("--image-size is needed: pixels a side of the images to train on, such as 64")
+        entries = look_at(options)
+        percent = self._percent(entries)
+        config = DataConfig(
+            source="files", content="", image_size=self.image_size, channels=self.channels or 3, test_percent=percent
+        )
+        done = 0
+
+        def on_done(stop: int) -> None:
+            nonlocal done
+            done = max(done, stop)
+
+        work = Background(
+            lambda: digest_of(options, len(entries), backend=backend, resources=resources, on_done=on_done)
+        )
+        _show(work, "looking", lambda: StepProgress(done, len(entries), "img", {}, 0.0))
+        return dataclasses.replace(config, content=work.value())
+
+    def _percent(self, entries: Sequence[Entry]) -> int | None:
+        own = has_own_split(entries)
+        if self.test_percent == "own":
+            if not own:
+                raise ValueError(
+                    "--test-percent own: not every image's name begins with train or test, or one side has none; name "
+                    "a share"
+                )
+            return None
+        if self.test_percent is None:
+            return None if own and not isinstance(entries[0].label, str) else DEFAULT_TEST_PERCENT
+        return self.test_percent
+
+    def _built_in(self) -> DataConfig:
+        given = {"channels": self.channels, "labels": self.labels, "format": self.format}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"--{option} {value}: {self.source} has its own; leave it out")
+        size = {"digits": 8, "fashion-mnist": 32}[self.source] if self.image_size is None else self.image_size
+        if self.source == "digits":
+            if self.test_percent == "own":
+                raise ValueError("--test-percent own: digits bring no split; name a share")
+            return DataConfig(source="digits", image_size=size, test_percent=self.test_percent or DIGITS_TEST_PERCENT)
+        if self.test_percent not in (None, "own"):
+            raise ValueError(f"--test-percent {self.test_percent}: fashion-mnist brings its own split; leave it out")
+        return DataConfig(source="fashion-mnist", image_size=size, test_percent=None)
+
+    def _check_free(self, name: str, config: DataConfig, store: ArtifactStore) -> None:
+        before = known(store).get(name)
+        if before not in (None, config) and not self.replace:
+            raise ValueError(
+                f"{name!r} is another data set already: choose another with --name, or say --replace (the other stays "
+                f"in the store, without a name)"
+            )
+
+
+def prepare_source(step: Step, store: ArtifactStore, *, backend: Backend, resources: Resources) -> None:
+    """Run the step. Raises PreflightError for whatever goes wrong: data that cannot be used, a disk that is full."""
+    try:
+        materialize([step], store, backend=backend, resources=resources)
+    except StepFailed as error:
+        raise PreflightError(f"the data cannot be prepared: {error.reason} ({error.step_key})") from error
+
+
+def _show(work: Background[Any], what: str, progress: Callable[[], StepProgress | None]) -> None:
+    """Wait for the work and say meanwhile how far it is; raises what it raises."""
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        while not work.wait(WAIT_SECONDS):
+            said = progress()
+            if said is not None and said.total:
+                bar.update(task, completed=said.done, total=said.total)
+    work.value()
