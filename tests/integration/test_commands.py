@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ray_tune import TuneLauncher
-from pipelines import ablation, single
+from pipelines import ablation, data_commands, single
 from pipelines.cli import run
 
 STUDY = "iddpm-objectives"
@@ -90,7 +90,7 @@ def test_data_that_are_not_there_end_with_3(
     monkeypatch.setenv("PAPERTABLE_FASHION_MNIST", str(tmp_path))
     for main, arguments in (
         (ablation.main, [STUDY, "--preset", "reduced"]),
-        (single.prepare, ["prepare", "fashion-mnist"]),
+        (data_commands.main, ["prepare", "fashion-mnist"]),
     ):
         assert refused([*arguments, "--store", str(tmp_path / "store")], monkeypatch, main) == 3
         assert "dataset-fashion-mnist" in " ".join(capsys.readouterr().err.split())
@@ -128,5 +128,8 @@ def test_workers_without_ray_are_not_ignored(
 def test_a_data_set_is_prepared_by_the_command_that_the_docs_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert refused(["prepare", "digits", "--store", str(tmp_path)], monkeypatch, single.prepare) == 0
-    assert (Path(capsys.readouterr().out.strip()) / "manifest.json").is_file()
+    assert refused(["prepare", "digits", "--store", str(tmp_path)], monkeypatch, data_commands.main) == 0
+    notes, place, use = capsys.readouterr().out.splitlines()
+    assert notes == "ours: digits, 8x8x1, 1,439 train and 358 test images"
+    assert (Path(place) / "manifest.json").is_file()
+    assert use == "To use it: --data digits"

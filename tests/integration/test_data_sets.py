@@ -126,7 +126,7 @@ def test_the_same_images_elsewhere_are_the_same_data_set_and_others_are_not(flow
     moved = flowers.rename(tmp_path / "moved")
     assert prepared(moved, store) == first
     Image.new("RGB", (20, 20)).save(moved / "rose" / "100.png")
-    assert prepared(moved, store) != first
+    assert prepared(moved, store, replace=True) != first
 
 
 def test_what_cannot_be_read_stops_it_or_is_left_out_and_said(
