@@ -18,7 +18,8 @@ from orchestrator.store import ArtifactStore
 from pipelines.data import dataset_step
 from pipelines.presets import tiny
 from pipelines.shards import read_split
-from pipelines.train import EpochOrder, TrainedModel, build_network, read_images, to_tensor, to_unit_range
+from pipelines.train import EpochOrder, build_network, read_images, to_tensor, to_unit_range
+from pipelines.trained import TrainedModel
 
 
 def trained_model(*, steps: int, loss: str = "hybrid") -> tuple[TrainedModel, Tensor]:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks._lucidrains import cost_of_lucidrains, lucidrains
 from benchmarks._published_way import computed_as_published
 from diffusion import fused
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
@@ -127,13 +128,15 @@ def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[st
         REFERENCE: Contestant(slow, slow, loops=True, classifier=computed_as_published(classifier)),
         "ours, torch's operators": Contestant(ours, ours, channels_last=True, classifier=last),
     }
+    found["ours, contiguous"] = Contestant(plain, plain)
     if device == "cpu":
         fused.compile()
         fast = copy.deepcopy(ours)
         found["ours, fused norm"] = Contestant(fast, fast, channels_last=True, fuse=True, classifier=last)
     found["diffusers"] = _diffusers(plain, device, channels_last=False)
     found["diffusers, channels_last"] = _diffusers(plain, device, channels_last=True)
-    found["lucidrains (another network)"] = _lucidrains(case.config, device)
+    another = lucidrains(case.config).to(device)
+    found["lucidrains (another network)"] = Contestant(another, another)
     if options.compile:
         compiled = copy.deepcopy(ours)
         found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled), channels_last=True)
@@ -161,22 +164,6 @@ def _diffusers(network: UNet, device: str, *, channels_last: bool) -> Contestant
     theirs.load_state_dict(exported.weights)
     theirs = theirs.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     return Contestant(theirs, lambda x, t: theirs(x, t, return_dict=False)[0], channels_last=channels_last)
-
-
-def _lucidrains(config: UNetConfig, device: str) -> Contestant:
-    from denoising_diffusion_pytorch import Unet
-
-    mults = tuple(int(mult) for mult in config.channel_mult)
-    attention = tuple(size in config.attention_resolutions for size in config.sizes)
-    network = Unet(
-        config.model_channels, dim_mults=mults, full_attn=attention, attn_heads=4,
-        attn_dim_head=config.model_channels // 4, flash_attn=False,
-    ).to(device)  # fmt: skip
-    return Contestant(network, network)
-
-
-def _lucidrains_parameters(config: UNetConfig) -> int:
-    return sum(parameter.numel() for parameter in _lucidrains(config, "meta").network.parameters())
 
 
 def _randomized(network: N) -> N:
@@ -246,17 +233,26 @@ def compare(
 
 def report(case: Case, rounds: dict[str, dict[str, list[float]]], peak: float) -> None:
     """One table a kind of work."""
-    cost = cost_of(UNet(case.config, out_channels=3))
+    cost, other = cost_of(UNet(case.config, out_channels=3)), cost_of_lucidrains(case.config)
     for what, of_what in rounds.items():
         work = cost.flops * case.batch * {"training step": 3, "sampling forward": 1, "guided step": 0}[what]
-        print(f"\n{what}\n\n| | ms | speed, published way = 1 | quarters | of the peak |\n|---|---:|---:|---|---:|")
+        peers = [seconds for name, seconds in of_what.items() if name.startswith("diffusers")]
+        best = min(peers, key=statistics.median) if peers else None
+        print(f"\n{what}\n\n| | ms | over the published way | over diffusers at its best | of the peak |")
+        print("|---|---:|---|---|---:|")
         for name, seconds in of_what.items():
-            ratios = [theirs / ours for theirs, ours in zip(of_what[REFERENCE], seconds, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
             median = statistics.median(seconds)
-            share = "-" if "another" in name or ":" in name or not work else f"{work / median / peak:.0%}"
-            label = f"{name}, {_lucidrains_parameters(case.config) / 1e6:.1f} M" if "another" in name else name
-            print(f"| {label} | {1000 * median:.1f} | {middle:.2f} | {low:.2f}-{high:.2f} | {share} |")
+            over = f"{_ratio(of_what[REFERENCE], seconds)} | {'-' if best is None else _ratio(best, seconds)}"
+            flops = work if "another" not in name else work * other.macs / cost.macs
+            share = "-" if ":" in name or not work else f"{flops / median / peak:.0%}"
+            label = f"{name}, {other.parameters / 1e6:.1f} M" if "another" in name else name
+            print(f"| {label} | {1000 * median:.1f} | {over} | {share} |")
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> str:
+    """Median of the rounds' ratios, and their quarters."""
+    low, middle, high = statistics.quantiles([one / other for one, other in zip(theirs, ours, strict=True)], n=4)
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def main() -> None:

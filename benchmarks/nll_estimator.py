@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks._trained import trained_model
 from diffusion.nll import nll_estimate, nll_full, pilot, summarize
-from pipelines.train import TrainedModel
+from pipelines.trained import TrainedModel
 
 IMAGES = 24
 LOOPS = 2  # full loops, each with noise of its own: their mean is the truth

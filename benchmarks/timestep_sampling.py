@@ -22,7 +22,7 @@ from diffusion.timestep_sampler import (
     TimestepSampler,
     UniformSampler,
 )
-from pipelines.train import TrainedModel
+from pipelines.trained import TrainedModel
 
 TRAIN_STEPS = 220
 PER_T = 16  # examples whose term is known at each t

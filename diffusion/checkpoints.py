@@ -117,6 +117,12 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     return description, weights
 
 
+def header_of(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file's content."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, of: str) -> None:
     """Give the network these weights, also if it has none yet (on the meta device): then in float32 or more.
 

@@ -73,7 +73,8 @@ def from_published(
 def recognise(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The published models whose files have these names and shapes.
 
-    Of several, the networks differ in dropout at most; how they were trained, and on what, is not in a file. Raises
+    Of several, the networks differ in dropout at most (from_published takes the first one's, which matters to further
+    training); how they were trained, and on what, is not in a file. Raises
     ValueError when there is none, with what is wrong for the one that is nearest.
     """
     shapes = _shapes(weights)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from diffusion.transfer import sent
 from diffusion.types import PerExample, Steps
 
 
@@ -122,8 +123,8 @@ class LossSecondMomentSampler:
         p = self.probabilities()
         cumulative = torch.cumsum(p, dim=0)
         # The tables go to the uniforms, and nothing back, which would make the host wait for a GPU.
-        cumulative = (cumulative / cumulative[-1]).to(uniforms.device)
-        weights = (1 / (self._num_timesteps * p)).to(uniforms.device, torch.float32)
+        cumulative = sent(cumulative / cumulative[-1], uniforms.device)
+        weights = sent((1 / (self._num_timesteps * p)).float(), uniforms.device)
         t = torch.searchsorted(cumulative, uniforms.double(), right=True).clamp(max=self._num_timesteps - 1)
         return t, weights[t]
 

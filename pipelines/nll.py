@@ -32,7 +32,8 @@ from diffusion.schedule import respace
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.shards import read_split
-from pipelines.train import TrainedModel, TrainStepConfig, load_trained, to_tensor, to_unit_range, trained_config
+from pipelines.train import to_tensor, to_unit_range
+from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config
 
 VERSION = 3
 BLOCK = 64  # images a worker evaluates at a time
@@ -212,10 +213,11 @@ def _bound(terms: AllTerms | DrawnTerms) -> str:
 def measure_pilot(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> Tensor:
     """The density from which the terms of all blocks are drawn, from the images of one."""
     model, x_start = _load(config, train, dataset, resources, block)
-    return pilot(
-        model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
-        clip_denoised=config.clip_denoised, cdf=config.cdf,
-    )  # fmt: skip
+    with model.in_use():
+        return pilot(
+            model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
+            clip_denoised=config.clip_denoised, cdf=config.cdf,
+        )  # fmt: skip
 
 
 def measure_drawn(
@@ -224,21 +226,23 @@ def measure_drawn(
     """One round of the block's test images."""
     assert isinstance(config.terms, DrawnTerms)
     model, x_start = _load(config, train, dataset, resources, block)
-    bits = nll_estimate(
-        model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed, density=density,
-        index=torch.arange(*block, device=x_start.device), draws=config.terms.draws, round=round,
-        clip_denoised=config.clip_denoised, cdf=config.cdf,
-    )  # fmt: skip
+    with model.in_use():
+        bits = nll_estimate(
+            model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed, density=density,
+            index=torch.arange(*block, device=x_start.device), draws=config.terms.draws, round=round,
+            clip_denoised=config.clip_denoised, cdf=config.cdf,
+        )  # fmt: skip
     return BlockNll(_array(bits), _array(prior_bpd(model.schedule, x_start)))
 
 
 def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> BlockNll:
     """The whole bound of the block's test images."""
     model, x_start = _load(config, train, dataset, resources, block)
-    found = nll_full(
-        model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
-        index=torch.arange(*block, device=x_start.device), clip_denoised=config.clip_denoised, cdf=config.cdf,
-    )  # fmt: skip
+    with model.in_use():
+        found = nll_full(
+            model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
+            index=torch.arange(*block, device=x_start.device), clip_denoised=config.clip_denoised, cdf=config.cdf,
+        )  # fmt: skip
     curves = {"terms_bpd": found.terms, "xstart_mse": found.xstart_mse, "eps_mse": found.eps_mse}
     sums = {name: _array(values.sum(dim=0)) for name, values in curves.items()}
     return BlockNll(_array(found.total_bpd), _array(found.prior_bpd), sums)

@@ -18,7 +18,7 @@ from diffusion.ema import rate_name
 from diffusion.sampling import SamplerConfig, sample, to_uint8
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
-from pipelines.train import TrainStepConfig, load_trained, trained_config
+from pipelines.trained import TrainStepConfig, load_trained, trained_config
 
 VERSION = 2
 BLOCK = 128  # images a worker draws at a time: the unit of progress, and what a lost worker loses
@@ -75,15 +75,16 @@ def draw_block(config: SampleConfig, train: Path, resources: Resources, block: B
     device = worker_device(resources)
     model = load_trained(train, device=device)
     size = model.network.config.image_size
-    x_start = sample(
-        config.sampler,
-        model.diffusion,
-        model.schedule,
-        model.network,
-        index=torch.arange(*block, device=device),
-        seed=config.seed,
-        image_shape=(model.network.config.channels, size, size),
-    )
+    with model.in_use():
+        x_start = sample(
+            config.sampler,
+            model.diffusion,
+            model.schedule,
+            model.network,
+            index=torch.arange(*block, device=device),
+            seed=config.seed,
+            image_shape=(model.network.config.channels, size, size),
+        )
     return to_uint8(x_start).cpu().numpy()
 
 

@@ -8,21 +8,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusion.checkpoints import HEADER, header_of
 from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.randomness import DATA_ORDER, permutation
-from diffusion.schedule import NoiseSchedule
 from diffusion.training import TrainConfig, TrainState, build_train_state, train_step
+from diffusion.transfer import sent
 from diffusion.unet import UNet, UNetConfig
 from orchestrator.backend import SpmdContext
 from orchestrator.checkpoint import CheckpointDirectory
@@ -31,31 +30,11 @@ from orchestrator.journal import Journal
 from orchestrator.step import JOURNAL_FILE, Step, StepContext, write_progress
 from pipelines.metrics_window import MetricsWindow
 from pipelines.shards import read_split
+from pipelines.trained import CONFIG, MODEL_FILE, TrainStepConfig, placed
 
 VERSION = 2
 LOG_EVERY_STEPS = 10
 PROGRESS_SECONDS = 1.0
-MODEL_FILE = "model.safetensors"
-CONFIG = "config"  # in the header of weights, beside the network's own description
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainStepConfig:
-    """All that decides the trained weights, beside the data."""
-
-    model: UNetConfig
-    diffusion: DiffusionConfig
-    train: TrainConfig
-    seed: int
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model as evaluation uses it: the averaged weights, and the process they were trained for."""
-
-    network: UNet
-    diffusion: DiffusionConfig
-    schedule: NoiseSchedule
 
 
 def train_step_of(
@@ -107,7 +86,7 @@ class TrainingRun:
         self.output = output
         self.images = images.to(spmd.device)
         self.schedule = build_schedule(config.diffusion).to(spmd.device)
-        self.network = build_network(config.model, config.diffusion, seed=config.seed).to(spmd.device)
+        self.network = placed(build_network(config.model, config.diffusion, seed=config.seed), spmd.device)
         self.state: TrainState = build_train_state(config.train, config.diffusion, self.network)
         self.module: nn.Module = DistributedDataParallel(self.network) if spmd.world_size > 1 else self.network
         self.checkpoints = CheckpointDirectory(output / "checkpoints")
@@ -119,11 +98,17 @@ class TrainingRun:
         """Go on from the newest checkpoint that verifies, if there is one."""
         checkpoint = self.checkpoints.load_latest(on_damage=self.damage.append)
         if checkpoint is not None:
-            self.state.load_tensors(
-                load(checkpoint.files["state.safetensors"]), json.loads(checkpoint.files["meta.json"])
-            )
+            state = checkpoint.files["state.safetensors"]
+            self._check_network(state)
+            self.state.load_tensors(load(state), json.loads(checkpoint.files["meta.json"]))
         if self.journal is not None:
             self.journal.truncate_after(self.state.images_seen)
+
+    def _check_network(self, state: bytes) -> None:
+        """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
+        described = header_of(state).get(HEADER)
+        if described is None or json.loads(described) != json.loads(json.dumps(self.network.description())):
+            raise ValueError(f"{self.output}: its checkpoint is of another network ({described}): remove checkpoints/")
 
     def train(self, *, checkpoint_seconds: float) -> None:
         """Train until train.images have been seen, journaling means over windows of LOG_EVERY_STEPS steps."""
@@ -151,7 +136,11 @@ class TrainingRun:
     def save(self) -> None:
         """One verified checkpoint of the complete state."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state.tensors().items()}
-        files = {"state.safetensors": save(tensors), "meta.json": canonical_json(self.state.meta()).encode()}
+        described = {HEADER: json.dumps(self.network.description())}
+        files = {
+            "state.safetensors": save(tensors, metadata=described),
+            "meta.json": canonical_json(self.state.meta()).encode(),
+        }
         self.checkpoints.save(files, clock=self.state.images_seen)
 
     def finish(self) -> dict[str, Any]:
@@ -176,7 +165,7 @@ class TrainingRun:
         order = EpochOrder(seed=self.config.seed, count=len(self.images))
         while not self._ended():
             step = self.state.images_seen // batch_size
-            rows = order.rows(step * batch_size + share_of_batch).to(self.spmd.device)
+            rows = sent(order.rows(step * batch_size + share_of_batch), self.spmd.device)
             yield step, index, to_unit_range(self.images[rows])
 
     def _ended(self) -> bool:
@@ -232,26 +221,7 @@ def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -
     """The U-Net with initial weights that are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return channels_last(UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1)))
-
-
-def channels_last(network: UNet) -> UNet:
-    """The network itself with its weights laid out so that convolutions are a tenth faster, on CPUs."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
-    """The model a train step left, ready for evaluation."""
-    config = trained_config(train_output)
-    network = channels_last(UNet.from_checkpoint(train_output / MODEL_FILE, device=device))
-    network.eval().requires_grad_(False)
-    return TrainedModel(network, config.diffusion, build_schedule(config.diffusion).to(device))
-
-
-def trained_config(train_output: Path) -> TrainStepConfig:
-    """The config a model was trained with, from the header of its weights."""
-    with safe_open(str(train_output / MODEL_FILE), framework="pt") as file:
-        return from_dict(TrainStepConfig, json.loads(file.metadata()[CONFIG]))
+        return UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
 
 
 def read_images(dataset: Path) -> Tensor:

@@ -12,7 +12,8 @@ from diffusion.gaussian import DiffusionConfig
 from diffusion.training import TrainConfig
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
-from pipelines.train import EpochOrder, TrainingRun, TrainStepConfig
+from pipelines.train import EpochOrder, TrainingRun
+from pipelines.trained import TrainStepConfig
 
 COUNT, BATCH = 20, 8  # epochs end within a batch
 IMAGES = torch.arange(COUNT, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)  # gray, by their row

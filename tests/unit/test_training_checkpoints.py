@@ -1,0 +1,49 @@
+"""A training goes on from its own checkpoints, and from nobody else's that happen to fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from diffusion.checkpoints import header_of
+from diffusion.gaussian import DiffusionConfig
+from diffusion.training import TrainConfig
+from diffusion.unet import UNetConfig
+from orchestrator.backend import SpmdContext
+from pipelines.train import TrainingRun
+from pipelines.trained import TrainStepConfig
+
+CONFIG = TrainStepConfig(
+    model=UNetConfig(
+        image_size=8, channels=1, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(8,),
+        num_heads=2,
+    ),
+    diffusion=DiffusionConfig(num_timesteps=20),
+    train=TrainConfig(images=64, batch_size=8),
+    seed=0,
+)  # fmt: skip
+
+
+def training(output: Path, config: TrainStepConfig) -> TrainingRun:
+    images = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+    return TrainingRun(config, SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu"), output, images)
+
+
+def test_a_checkpoint_says_which_network_it_is_of(tmp_path: Path) -> None:
+    run = training(tmp_path, CONFIG)
+    run.save()
+    (state,) = tmp_path.glob("checkpoints/**/state.safetensors")
+    assert '"attention_layout": "legacy"' in header_of(state.read_bytes())["network"]
+    assert load(state.read_bytes()).keys() == run.state.tensors().keys()
+    training(tmp_path, CONFIG).resume()
+
+
+def test_a_checkpoint_of_another_layout_of_attention_is_refused_though_it_fits(tmp_path: Path) -> None:
+    training(tmp_path, CONFIG).save()
+    other = replace(CONFIG, model=replace(CONFIG.model, attention_layout="new"))
+    with pytest.raises(ValueError, match="its checkpoint is of another network"):
+        training(tmp_path, other).resume()
