@@ -139,9 +139,9 @@ def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[st
     found["lucidrains (another network)"] = Contestant(another, another)
     if options.compile:
         compiled = copy.deepcopy(ours)
-        found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled), channels_last=True)
+        found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled, dynamic=False), channels_last=True)
         theirs = _diffusers(plain, device, channels_last=True)
-        theirs.call = torch.compile(theirs.call)
+        theirs.call = torch.compile(theirs.call, dynamic=False)
         found["diffusers, torch.compile"] = theirs
     for spec in options.impl:
         path, _, name = spec.partition(":")
