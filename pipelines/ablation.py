@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -161,7 +161,7 @@ def main(
     if study is None:
         raise ValueError(f"which study? There are: {', '.join(STUDIES)}; --list says what they ask")
     store = places.artifact_store()
-    experiment = build(study, preset=preset, seeds=seeds, settings=set, data=data, store=store)
+    experiment = build(study, preset=preset, seeds=seeds, settings=set, images=data_changes(data, store))
     check_workers(experiment.base.train, places)
     if cells_at_once is not None and cells_at_once < 1:
         raise ValueError(f"--cells-at-once {cells_at_once}: must be at least 1")
@@ -172,20 +172,18 @@ def main(
 
 
 def build(
-    study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = (), data: str | None = None,
-    store: ArtifactStore | None = None,
-) -> Experiment[RunConfig]:  # fmt: skip
-    """The study at a preset's scale, by choice on a data set of the store's.
+    study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = (), images: Mapping[str, Any] | None = None
+) -> Experiment[RunConfig]:
+    """The study at a preset's scale, by choice on other images (data_changes).
 
-    Raises ValueError for an unknown name, key or value, PreflightError for a data set that is not there.
+    Raises ValueError for an unknown name, key or value.
     """
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     chosen = choose("study", study, STUDIES)
     at_scale = choose("preset", preset, PRESETS)()
     changes = parse_settings(at_scale, settings)
-    images = data_changes(data, store) if store is not None else {}
-    experiment = chosen.experiment(override(at_scale, {**images, **changes}), tuple(range(seeds)))
+    experiment = chosen.experiment(override(at_scale, {**(images or {}), **changes}), tuple(range(seeds)))
     _check_settings_matter(experiment, changes)
     return experiment
 

@@ -25,7 +25,7 @@ from orchestrator.step import Resources, StepContext, write_whole
 from pipelines.blocks import Block, map_blocks
 from pipelines.preprocess import ImageRefused, decode, resize_center_crop
 from pipelines.shards import UNLABELLED, Manifest, ShardWriter, Split, split_of
-from pipelines.sources import Entry, Format, Labels, Source, combined_digest, entry_digest, open_source
+from pipelines.sources import Entry, Format, Labels, Source, content_digest, entry_digest, open_source
 
 BLOCK = 512  # images a worker reads at a time, and what a kill loses of it; fewer where they are large
 BLOCK_BYTES = 2**26
@@ -112,7 +112,7 @@ def digest_of(
     work = partial(digest_block, options, token)
     digests = backend.map(work, blocks, resources=resources, on_result=lambda index, _: on_done(blocks[index][1]))
     with options.open() as source:
-        return combined_digest(source.format, (digest for block in digests for digest in block))
+        return content_digest(source.format, (digest for block in digests for digest in block))
 
 
 def digest_block(options: ImportOptions, token: str, block: Block) -> list[bytes]:
@@ -136,7 +136,7 @@ def import_images(
         count = len(entries)
     work = partial(read_block, options, uuid.uuid4().hex, classes, target, blocks)
     read = map_blocks(ctx, work, count, block_size=target.block)
-    if combined_digest(kind, (bytes.fromhex(digest) for block in read for digest in block.digests)) != content:
+    if content_digest(kind, (bytes.fromhex(digest) for block in read for digest in block.digests)) != content:
         shutil.rmtree(blocks)
         raise PreflightError(f"{options.path} has changed while it was read: prepare it again")
     refused = [one for block in read for one in block.refused]

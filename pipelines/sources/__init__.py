@@ -28,7 +28,7 @@ from pipelines.sources.kinds import detect
 from pipelines.sources.parquet import open_parquet
 
 __all__ = [
-    "Entry", "Format", "Ignored", "Labels", "Source", "SourceRefused", "combined_digest", "content_digest",
+    "Entry", "Format", "Ignored", "Labels", "Source", "SourceRefused", "content_digest",
     "entry_digest", "open_source",
 ]  # fmt: skip
 
@@ -82,16 +82,11 @@ def open_source(path: Path, *, format: Format | Literal["auto"] = "auto", labels
         return Source(path, chosen, found.entries, found.ignored, held.pop_all())
 
 
-def content_digest(source: Source) -> str:
-    """SHA-256 of what a source holds: its format, and the name, label and content of every entry, in order.
+def content_digest(format: Format, digests: Iterable[bytes]) -> str:
+    """SHA-256 of what a source holds, from its format and the entry_digest of every entry, in order.
 
-    The same for a copy elsewhere; another one as soon as one bit, name or label differs. Reads every image.
+    The same for a copy elsewhere; another one as soon as one bit, name or label differs.
     """
-    return combined_digest(source.format, (entry_digest(entry, entry.read()) for entry in source.entries()))
-
-
-def combined_digest(format: Format, digests: Iterable[bytes]) -> str:
-    """content_digest, from the entries' own digests in their order."""
     digest = hashlib.sha256(format.encode())
     for one in digests:
         digest.update(one)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from orchestrator.errors import PreflightError
 from pipelines.preprocess import ImageRefused, decode
-from pipelines.sources import Entry, Format, Ignored, Source, SourceRefused, content_digest, open_source
+from pipelines.sources import Entry, Format, Ignored, Source, SourceRefused, content_digest, entry_digest, open_source
 
 Files = dict[str, bytes]
 
@@ -35,6 +35,10 @@ LABELS = {
     "none": [None] * 5,
 }
 OTHERS: Files = {"notes.txt": b"-", "a/Thumbs.db": b"-", ".hidden.png": b"-", "__MACOSX/a/cat_1.jpg": b"-"}
+
+
+def digest_of_source(source: Source) -> str:
+    return content_digest(source.format, (entry_digest(entry, entry.read()) for entry in source.entries()))
 
 
 def write_folder(path: Path, files: Files) -> Path:
@@ -346,7 +350,7 @@ def test_refusals_survive_the_way_between_processes_and_end_a_command_as_preflig
 
 def digest_of(path: Path, **choices: Any) -> str:
     with open_source(path, **choices) as source:
-        return content_digest(source)
+        return digest_of_source(source)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -414,7 +418,7 @@ class Listed(Source):
 @example(ours=[("a", None, b"")], theirs=[("a", "None", b"")])
 @example(ours=[("a", "str b", b"")], theirs=[("astr ", "b", b"")])
 def test_two_lists_share_a_digest_only_if_they_are_equal(ours: Any, theirs: Any) -> None:
-    assert (content_digest(Listed(ours)) == content_digest(Listed(theirs))) == (ours == theirs)
+    assert (digest_of_source(Listed(ours)) == digest_of_source(Listed(theirs))) == (ours == theirs)
 
 
 @given(files=st.dictionaries(file_names, st.binary(max_size=40), min_size=1))
