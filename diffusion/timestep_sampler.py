@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
-from diffusion.transfer import sent
 from diffusion.types import PerExample, Steps
+
+WEIGHT_BITS = 52  # what a float64 in [1, 2) has behind the point
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,8 +58,8 @@ class TimestepSampler(Protocol):
     """Draws t, and weights each draw so that the weighted loss is unbiased."""
 
     @property
-    def is_warm(self) -> bool:
-        """Whether t is drawn from what was learned of the losses."""
+    def is_warm(self) -> Bool[Tensor, ""]:
+        """Whether t is drawn from what was learned of the losses; on the device, for reading it waits."""
 
     def sample(self, uniforms: Float[Tensor, "b"]) -> tuple[Steps, PerExample]:
         """t and weights 1 / (T p_t) (float32), a function of uniforms in [0, 1) and of the state."""
@@ -75,10 +77,9 @@ class TimestepSampler(Protocol):
 class UniformSampler:
     """See UniformConfig."""
 
-    is_warm = True
-
-    def __init__(self, num_timesteps: int) -> None:
+    def __init__(self, num_timesteps: int, *, device: str | torch.device = "cpu") -> None:
         self._num_timesteps = num_timesteps
+        self.is_warm = torch.ones((), dtype=torch.bool, device=device)
 
     def sample(self, uniforms: Float[Tensor, "b"]) -> tuple[Steps, PerExample]:
         """See TimestepSampler."""
@@ -99,20 +100,23 @@ class UniformSampler:
 
 
 class LossSecondMomentSampler:
-    """See LossSecondMomentConfig. Kept on the CPU: it is small, and its values decide what is drawn next."""
+    """See LossSecondMomentConfig. Lives where the losses are, and never makes the host wait for them."""
 
-    def __init__(self, config: LossSecondMomentConfig, num_timesteps: int) -> None:
+    def __init__(
+        self, config: LossSecondMomentConfig, num_timesteps: int, *, device: str | torch.device = "cpu"
+    ) -> None:
         self._config = config
         self._num_timesteps = num_timesteps
-        self._pool_of = _pools(num_timesteps, config.pools)
-        self._members = torch.bincount(self._pool_of).double()
-        self._history = torch.zeros(len(self._members), config.history_per_term, dtype=torch.float64)
-        self._seen = torch.zeros(len(self._members), dtype=torch.int64)
+        pool_of = _pools(num_timesteps, config.pools)
+        self._members = torch.bincount(pool_of).double().to(device)
+        self._pool_of = pool_of.to(device)
+        self._history = torch.zeros(len(self._members), config.history_per_term, dtype=torch.float64, device=device)
+        self._seen = torch.zeros(len(self._members), dtype=torch.int64, device=device)
 
     @property
-    def is_warm(self) -> bool:
+    def is_warm(self) -> Bool[Tensor, ""]:
         """Whether every history is full."""
-        return bool((self._seen >= self._config.history_per_term).all())
+        return (self._seen >= self._config.history_per_term).all()
 
     def probabilities(self) -> Float[Tensor, "T"]:
         """p(t), summing to 1 (float64)."""
@@ -121,23 +125,25 @@ class LossSecondMomentSampler:
     def sample(self, uniforms: Float[Tensor, "b"]) -> tuple[Steps, PerExample]:
         """By inverting the cumulative distribution at each uniform; see TimestepSampler."""
         p = self.probabilities()
-        cumulative = torch.cumsum(p, dim=0)
-        # The tables go to the uniforms, and nothing back, which would make the host wait for a GPU.
-        cumulative = sent(cumulative / cumulative[-1], uniforms.device)
-        weights = sent((1 / (self._num_timesteps * p)).float(), uniforms.device)
-        t = torch.searchsorted(cumulative, uniforms.double(), right=True).clamp(max=self._num_timesteps - 1)
-        return t, weights[t]
+        # Summed as whole numbers: a GPU sums in an order of its own, and t should not hang on it.
+        cumulative = (p * 2.0**WEIGHT_BITS).round().long().cumsum(0)
+        place = (uniforms.double() * cumulative[-1]).long()
+        t = torch.searchsorted(cumulative, place, right=True).clamp(max=self._num_timesteps - 1)
+        return t, (1 / (self._num_timesteps * p)).float()[t]
 
     def update(self, t: Steps, losses: PerExample) -> None:
         """The newest history_per_term losses of each pool replace the oldest, in the batch's order."""
         size = self._config.history_per_term
-        pools, order = torch.sort(self._pool_of[t.cpu()], stable=True)
-        counts = torch.bincount(pools, minlength=len(self._seen))
-        rank = torch.arange(len(pools)) - (counts.cumsum(0) - counts)[pools]  # of a loss among its pool's in the batch
+        pools, order = torch.sort(self._pool_of[t], stable=True)
+        counts = torch.zeros_like(self._seen).index_add(0, pools, torch.ones_like(pools))
+        rank = torch.arange(len(pools), device=t.device) - (counts.cumsum(0) - counts)[pools]  # among its pool's
         slots = (self._seen[pools] + rank) % size
-        newest = rank >= counts[pools] - size  # no slot is written twice
-        self._history[pools[newest], slots[newest]] = losses.detach().cpu().double()[order][newest]
-        self._seen += counts
+        # Each slot is written once; losses that are older than a history is long go to a column that is then dropped.
+        slots = torch.where(rank >= counts[pools] - size, slots, size)
+        written = functional.pad(self._history, (0, 1))
+        written[pools, slots] = losses.detach().double()[order]
+        self._history = written[:, :size].contiguous()
+        self._seen = self._seen + counts
 
     def state(self) -> dict[str, Tensor]:
         """The histories, and how many losses each has seen."""
@@ -149,22 +155,26 @@ class LossSecondMomentSampler:
             if name not in state or state[name].shape != mine.shape:
                 found = tuple(state[name].shape) if name in state else "nothing"
                 raise ValueError(f"importance sampler's {name}: shape {tuple(mine.shape)} expected, found {found}")
-        self._history, self._seen = state["history"].clone(), state["seen"].clone()
+        self._history = state["history"].to(self._history.device, copy=True)
+        self._seen = state["seen"].to(self._seen.device, copy=True)
 
     def _pool_probabilities(self) -> Float[Tensor, "pools"]:
         uniform = self._members / self._num_timesteps
-        if not self.is_warm:
-            return uniform if self._config.pools is None else torch.full_like(uniform, 1 / len(uniform))
+        cold = uniform if self._config.pools is None else torch.full_like(uniform, 1 / len(uniform))
         weights = (self._history**2).mean(dim=1).sqrt() * self._members
-        learned = weights / weights.sum() if weights.sum() > 0 else uniform
-        return (1 - self._config.uniform_prob) * learned + self._config.uniform_prob * uniform
+        total = weights.sum()
+        learned = torch.where(total > 0, weights / total, uniform)
+        mixed = (1 - self._config.uniform_prob) * learned + self._config.uniform_prob * uniform
+        return torch.where(self.is_warm, mixed, cold)
 
 
-def build_timestep_sampler(config: TimestepConfig, num_timesteps: int) -> TimestepSampler:
-    """The sampler of t a config names."""
+def build_timestep_sampler(
+    config: TimestepConfig, num_timesteps: int, *, device: str | torch.device = "cpu"
+) -> TimestepSampler:
+    """The sampler of t a config names, on the device of the losses it will see."""
     if isinstance(config, UniformConfig):
-        return UniformSampler(num_timesteps)
-    return LossSecondMomentSampler(config, num_timesteps)
+        return UniformSampler(num_timesteps, device=device)
+    return LossSecondMomentSampler(config, num_timesteps, device=device)
 
 
 def _pools(num_timesteps: int, pools: int | None) -> Int64[Tensor, "T"]:

@@ -102,9 +102,20 @@ class TrainState:
         self.timestep_sampler = timestep_sampler
         self.images_seen = 0
         self.step = 0
-        self.sampler_warm_at: int | None = None
-        """images_seen when importance sampling of t began."""
+        self._warm_at = torch.full_like(timestep_sampler.is_warm, -1, dtype=torch.int64)
         self.divergence = DivergenceWatch()
+
+    @property
+    def sampler_warm_at(self) -> int | None:
+        """images_seen when importance sampling of t began. Reading it waits for the device."""
+        seen = int(self._warm_at)
+        return None if seen < 0 else seen
+
+    def learn_timesteps(self, t: Steps, losses: PerExample) -> None:
+        """Tell the sampler of t what a batch cost, and note when it has heard enough."""
+        self.timestep_sampler.update(t, losses)
+        begins = self.timestep_sampler.is_warm & (self._warm_at < 0)
+        self._warm_at = torch.where(begins, self.images_seen, self._warm_at)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name: model.*, ema.*, optimizer.*, sampler.*. Raises TrainingDiverged when it is lost."""
@@ -136,7 +147,9 @@ class TrainState:
                 tensor.copy_(tensors[name])
         sampler = {name: tensors[f"sampler.{name}"] for name in self.timestep_sampler.state()}
         self.timestep_sampler.load(sampler)
-        self.images_seen, self.step, self.sampler_warm_at = meta["images_seen"], meta["step"], meta["sampler_warm_at"]
+        self.images_seen, self.step = meta["images_seen"], meta["step"]
+        warm_at = meta["sampler_warm_at"]
+        self._warm_at.fill_(-1 if warm_at is None else warm_at)
 
     def ema_weights(self, rate: float | None = None) -> dict[str, Tensor]:
         """The model's state_dict with averaged parameters: at a rate, or the first. Raises TrainingDiverged if lost."""
@@ -165,7 +178,8 @@ def build_train_state(config: TrainConfig, diffusion: DiffusionConfig, model: nn
         if any(not parameter.is_cpu for parameter in model.parameters()):
             raise ValueError("train.norms='fused' is compiled for CPUs, and this model is on a GPU: set it to 'torch'")
         fused.compile()
-    sampler = build_timestep_sampler(config.timesteps, diffusion.num_timesteps)
+    device = next(model.parameters()).device
+    sampler = build_timestep_sampler(config.timesteps, diffusion.num_timesteps, device=device)
     return TrainState(model, optimizer, Ema(config.ema, model), sampler, fused_norms=config.norms == "fused")
 
 
@@ -233,10 +247,7 @@ def _learn_timesteps(state: TrainState, t: Steps, losses: PerExample) -> None:
         everybody = [torch.empty_like(pairs) for _ in range(_world_size())]
         dist.all_gather(everybody, pairs)
         pairs = torch.cat(everybody, dim=1)
-    pairs = pairs.cpu()  # in one go
-    state.timestep_sampler.update(pairs[0].long(), pairs[1])
-    if state.sampler_warm_at is None and state.timestep_sampler.is_warm:
-        state.sampler_warm_at = state.images_seen
+    state.learn_timesteps(pairs[0].long(), pairs[1])
 
 
 @contextmanager

@@ -33,7 +33,7 @@ IMPORTANCE = LossSecondMomentConfig(history_per_term=2, pools=6)
 SAME_STEPS = {"rtol": 1e-5, "atol": 1e-6}
 
 
-def fresh_state(*, dropout=0.0, timesteps=None, **changes):
+def fresh_state(*, dropout=0.0, timesteps=None, device="cpu", **changes):
     torch.manual_seed(0)
     config = UNetConfig(
         image_size=8, channels=1, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
@@ -41,7 +41,7 @@ def fresh_state(*, dropout=0.0, timesteps=None, **changes):
     )  # fmt: skip
     settings = {"lr": 1e-3, "ema": EmaConfig(rates=(0.9,)), "timesteps": timesteps or UniformConfig(), **changes}
     train = TrainConfig(images=1000, batch_size=BATCH, **settings)
-    return build_train_state(train, SHORT_CHAIN, UNet(config, out_channels=2))
+    return build_train_state(train, SHORT_CHAIN, UNet(config, out_channels=2).to(device))
 
 
 def batch(step):
@@ -91,6 +91,20 @@ def test_importance_sampling_of_t_begins_when_its_history_is_full_and_says_when(
     assert state.sampler_warm_at is None
     train(state, range(1, 12))
     assert state.sampler_warm_at in range(2 * BATCH, 13 * BATCH, BATCH)
+
+
+@pytest.mark.parametrize("timesteps", [UniformConfig(), IMPORTANCE], ids=["uniform", "importance"])
+def test_a_step_looks_at_nothing_it_computes_so_that_a_gpu_is_never_waited_for(timesteps, monkeypatch):
+    """On the meta device there is nothing to look at: whoever tries gets an error."""
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)  # torch's own: on such a device it cannot run
+    state = fresh_state(timesteps=timesteps, device="meta")
+    x_start = torch.empty(BATCH, 1, 8, 8, device="meta")
+    index = torch.empty(BATCH, dtype=torch.int64, device="meta")
+    schedule = build_schedule(SHORT_CHAIN).to("meta")
+    for step in range(CHECK_EVERY_STEPS - 1):
+        train_step(state, state.model, SHORT_CHAIN, schedule, x_start=x_start, index=index, step=step, seed=3)
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        state.divergence.check()  # once in many steps it has to
 
 
 def test_dropout_leaves_the_callers_random_numbers_alone():
