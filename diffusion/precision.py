@@ -32,6 +32,16 @@ def autocast(device: str | torch.device, precision: Precision) -> AbstractContex
     return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 on a GPU may lose 13 of its 23 bits before it is multiplied, in this process from now on.
+
+    torch's own choice is yes in convolutions and no in matrix products. No in both makes float32 what it is on a CPU,
+    and the numbers of two kinds of GPU comparable.
+    """
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def to_inference_dtype(network: N, precision: Precision) -> N:
     """The network itself, the convolutions of its torso in that precision: the published rule for float16 weights.
 

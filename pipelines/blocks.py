@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from diffusion.precision import allow_tf32
 from orchestrator.step import Resources, StepContext
 
 R = TypeVar("R")
@@ -34,6 +35,10 @@ def map_blocks(
 
 
 def worker_device(resources: Resources) -> str:
-    """The device this worker was given: the GPU that Ray shows it alone, or the CPU, with so many threads."""
+    """The device this worker was given: the GPU that Ray shows it alone, or the CPU, with so many threads.
+
+    float32 is float32 on it.
+    """
     torch.set_num_threads(resources.cpus_per_worker)
+    allow_tf32(False)
     return "cuda" if resources.gpus_per_worker else "cpu"

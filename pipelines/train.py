@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffusion.checkpoints import HEADER, header_of
 from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
+from diffusion.precision import allow_tf32
 from diffusion.randomness import DATA_ORDER, permutation
 from diffusion.training import TrainConfig, TrainState, build_train_state, train_step
 from diffusion.transfer import sent
@@ -65,6 +66,7 @@ def train(config: TrainStepConfig, ctx: StepContext) -> None:
 def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
     """One worker's part of training. All workers hold the same state; rank 0 writes it."""
     torch.set_num_threads(payload["threads"])
+    allow_tf32(False)
     config = from_dict(TrainStepConfig, payload["config"])
     run = TrainingRun(config, spmd, Path(payload["output"]), read_images(Path(payload["dataset"])))
     run.resume()
