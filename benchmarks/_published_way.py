@@ -67,7 +67,8 @@ class PublishedUNet(UNet):
 
     def forward(self, x: Tensor, model_t: Tensor, y: Tensor | None = None) -> Tensor:
         """Blocks are handed the embedding before its SiLU."""
-        nothing = _hand_out(self, self.time_embed(model_t))
+        emb = self.time_embed(model_t)
+        nothing = _hand_out(self, emb if y is None else emb + self.label_emb(y))
         h, skips = x, []
         for block in self.input_blocks:
             h = block(h, nothing)

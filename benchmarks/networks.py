@@ -2,175 +2,65 @@
 
 Same parameters, same function (checked first), but for lucidrains' network, which is another one. All are given the
 fastest AdamW and average there is; the yardstick has those of the published code, loops over parameters.
-Implementations take turns round by round; printed are medians as multiples of the published way's speed, the quarter
-and three-quarter points of the rounds' ratios, and the share of the better peak that useful work reaches.
+Implementations take turns round by round; printed are images a second, medians as multiples of the published way's
+speed, the quarter and three-quarter points of the rounds' ratios, and the share of the better measured peak that useful
+work reaches: on a GPU, model FLOP utilisation.
 
     PYTHONPATH=. python benchmarks/networks.py > docs/results/networks.md
-    PYTHONPATH=. python benchmarks/networks.py --sizes 32 --precision bf16 --compile --impl mine.py:factory
+    PYTHONPATH=. python benchmarks/networks.py --cases 32 --precision bf16 --compile --impl mine.py:factory
+    PYTHONPATH=. python benchmarks/networks.py --cases iddpm-cifar10 adm-64 --precision bf16 --compile --cuda-graphs
 
-factory(config: UNetConfig, out_channels: int) -> nn.Module, called as module(x_t, t).
+factory(config: UNetConfig, out_channels: int) -> nn.Module, called as module(x_t, t), or module(x_t, t, y).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import importlib.util
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from benchmarks._lucidrains import cost_of_lucidrains, lucidrains
-from benchmarks._published_way import computed_as_published
-from diffusion import fused
-from diffusion.classifier import ClassifierConfig, NoisyClassifier
-from diffusion.diffusers_export import to_diffusers
-from diffusion.ema import Ema, EmaConfig
+from benchmarks._contestants import REFERENCE, Contestant, contestants
+from benchmarks._lucidrains import cost_of_lucidrains
 from diffusion.flops import cost_of
-from diffusion.guidance import log_probability_gradient
-from diffusion.metrics.inception import declare_missing_torchvision_operators
-from diffusion.precision import DTYPES, Precision, autocast
+from diffusion.precision import DTYPES, Precision, allow_tf32
+from diffusion.published import PUBLISHED
 from diffusion.trunk import UNetConfig
 from diffusion.unet import UNet
 
-N = TypeVar("N", UNet, NoisyClassifier)
-
 ROUNDS = 7
 WARM_UP = 2
-EMA_RATE = 0.9999
-REFERENCE = "published way"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A size of image, the network for it, and the batch."""
+    """A network, and the batch."""
 
     config: UNetConfig
     batch: int
 
 
+def _published(name: str) -> UNetConfig:
+    return replace(cast(UNetConfig, PUBLISHED[name].network), dropout=0.0, attention_layout="legacy")
+
+
 CASES = {
-    8: Case(UNetConfig(image_size=8, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
-                       attention_resolutions=(4,), num_heads=2), 32),
-    32: Case(UNetConfig(image_size=32, model_channels=64, num_res_blocks=3), 32),
-    64: Case(UNetConfig(image_size=64, model_channels=64, num_res_blocks=3), 16),
+    "8": Case(UNetConfig(image_size=8, model_channels=32, channel_mult=(1, 2), num_res_blocks=1,
+                         attention_resolutions=(4,), num_heads=2), 32),
+    "32": Case(UNetConfig(image_size=32, model_channels=64, num_res_blocks=3), 32),
+    "64": Case(UNetConfig(image_size=64, model_channels=64, num_res_blocks=3), 16),
+    "iddpm-cifar10": Case(_published("cifar10_uncond_50M_500K"), 128),
+    "adm-64": Case(_published("64x64_diffusion"), 32),
 }  # fmt: skip
-"""8 is the tiny preset's network; the others are IDDPM's for CIFAR-10 at half its width, 13 million parameters."""
-
-
-class Contestant:
-    """A network with its optimizer and average, as its users run it."""
-
-    def __init__(
-        self, network: nn.Module, call: Callable[[Tensor, Tensor], Tensor], *, loops: bool = False,
-        channels_last: bool = False, fuse: bool = False, classifier: NoisyClassifier | None = None,
-    ) -> None:  # fmt: skip
-        self.network, self.call, self.loops, self.channels_last = network, call, loops, channels_last
-        self.fuse, self.classifier = fuse, classifier
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=not loops)
-        self.average = Ema(EmaConfig(rates=(EMA_RATE,)), network)
-        self.slow_average = [parameter.detach().clone() for parameter in network.parameters()]
-        self.steps = 0
-
-    def train_step(self, x: Tensor, t: Tensor, target: Tensor, precision: Precision) -> None:
-        """Forward, backward, AdamW, average."""
-        self.optimizer.zero_grad()
-        with fused.used(self.fuse):
-            with autocast(x.device, precision):
-                loss = functional.mse_loss(self.call(x, t).float(), target)
-            loss.backward()
-        self.optimizer.step()
-        if not self.loops:
-            self.average.update(self.network, step=self.steps)
-        else:
-            with torch.no_grad():
-                for kept, parameter in zip(self.slow_average, self.network.parameters(), strict=True):
-                    kept.mul_(EMA_RATE).add_(parameter, alpha=1 - EMA_RATE)
-        self.steps += 1
-
-    @torch.inference_mode()
-    def forward(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
-        """What sampling asks of it at each step."""
-        with fused.used(self.fuse), autocast(x.device, precision):
-            return self.call(x, t)
-
-    @torch.no_grad()
-    def guided(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
-        """forward, and the classifier's gradient."""
-        return self.forward(x, t, precision) + self.gradient(x, t, precision)
-
-    def gradient(self, x: Tensor, t: Tensor, precision: Precision) -> Tensor:
-        """Of log p(class 0)."""
-        assert self.classifier is not None
-        y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        with fused.used(self.fuse), autocast(x.device, precision):
-            return log_probability_gradient(self.classifier, x_t=x, model_t=t, y=y)
-
-
-def contestants(case: Case, options: argparse.Namespace, device: str) -> dict[str, Contestant]:
-    """All implementations, with the same weights where they are the same function."""
-    torch.manual_seed(0)
-    plain = _randomized(UNet(case.config, out_channels=3)).to(device)
-    encoder = replace(case.config, num_heads=None, num_head_channels=case.config.model_channels // 2)
-    classifier = _randomized(NoisyClassifier(ClassifierConfig(encoder=encoder, num_classes=10))).to(device)
-    classifier = classifier.eval().requires_grad_(False)
-    last = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    slow = computed_as_published(copy.deepcopy(plain))
-    found = {
-        REFERENCE: Contestant(slow, slow, loops=True, classifier=computed_as_published(classifier)),
-        "ours, torch's operators": Contestant(ours, ours, channels_last=True, classifier=last),
-    }
-    found["ours, contiguous"] = Contestant(plain, plain)
-    if device == "cpu":
-        fused.compile()
-        fast = copy.deepcopy(ours)
-        found["ours, fused norm"] = Contestant(fast, fast, channels_last=True, fuse=True, classifier=last)
-    found["diffusers"] = _diffusers(plain, device, channels_last=False)
-    found["diffusers, channels_last"] = _diffusers(plain, device, channels_last=True)
-    another = lucidrains(case.config).to(device)
-    found["lucidrains (another network)"] = Contestant(another, another)
-    if options.compile:
-        compiled = copy.deepcopy(ours)
-        found["ours, torch.compile"] = Contestant(compiled, torch.compile(compiled, dynamic=False), channels_last=True)
-        theirs = _diffusers(plain, device, channels_last=True)
-        theirs.call = torch.compile(theirs.call, dynamic=False)
-        found["diffusers, torch.compile"] = theirs
-    for spec in options.impl:
-        path, _, name = spec.partition(":")
-        module_spec = importlib.util.spec_from_file_location("contestant", path)
-        assert module_spec is not None
-        assert module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        network = getattr(module, name)(case.config, 3).to(device)
-        found[spec] = Contestant(network, network)
-    return found
-
-
-def _diffusers(network: UNet, device: str, *, channels_last: bool) -> Contestant:
-    declare_missing_torchvision_operators()
-    from diffusers import UNet2DModel
-
-    exported = to_diffusers(network)
-    theirs = UNet2DModel(**exported.config)
-    theirs.load_state_dict(exported.weights)
-    theirs = theirs.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return Contestant(theirs, lambda x, t: theirs(x, t, return_dict=False)[0], channels_last=channels_last)
-
-
-def _randomized(network: N) -> N:
-    """Nothing at its initial value: zero-initialised layers would hide what is behind them."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    return network
+"""8 is the tiny preset's network; 32 and 64 are IDDPM's for CIFAR-10 at half its width, 13 million parameters; the
+others are the papers' own, for GPUs, without dropout and in the layout of attention that the yardstick has."""
+ON_CPUS = ("8", "32", "64")
 
 
 def check_same(found: dict[str, Contestant], x: Tensor, t: Tensor) -> None:
@@ -208,11 +98,13 @@ def compare(
     case: Case, options: argparse.Namespace, device: str, precision: Precision
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds of every round: [what][implementation]."""
-    found = contestants(case, options, device)
+    found = contestants(case.config, options, device)
     size = case.config.image_size
     x = torch.randn(case.batch, 3, size, size, device=device)
     t, target = torch.rand(case.batch, device=device) * 1000, torch.randn_like(x)
+    allow_tf32(False)
     check_same(found, x, t)
+    allow_tf32(options.tf32)
     last = x.to(memory_format=torch.channels_last)
     rounds: dict[str, dict[str, list[float]]] = {"training step": {}, "sampling forward": {}, "guided step": {}}
     for number in range(WARM_UP + options.rounds):
@@ -238,15 +130,15 @@ def report(case: Case, rounds: dict[str, dict[str, list[float]]], peak: float) -
         work = cost.flops * case.batch * {"training step": 3, "sampling forward": 1, "guided step": 0}[what]
         peers = [seconds for name, seconds in of_what.items() if name.startswith("diffusers")]
         best = min(peers, key=statistics.median) if peers else None
-        print(f"\n{what}\n\n| | ms | over the published way | over diffusers at its best | of the peak |")
-        print("|---|---:|---|---|---:|")
+        print(f"\n{what}\n\n| | ms | img/s | over the published way | over diffusers at its best | of the peak |")
+        print("|---|---:|---:|---|---|---:|")
         for name, seconds in of_what.items():
             median = statistics.median(seconds)
             over = f"{_ratio(of_what[REFERENCE], seconds)} | {'-' if best is None else _ratio(best, seconds)}"
             flops = work if "another" not in name else work * other.macs / cost.macs
             share = "-" if ":" in name or not work else f"{flops / median / peak:.0%}"
             label = f"{name}, {other.parameters / 1e6:.1f} M" if "another" in name else name
-            print(f"| {label} | {1000 * median:.1f} | {over} | {share} |")
+            print(f"| {label} | {1000 * median:.1f} | {case.batch / median:,.0f} | {over} | {share} |")
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> str:
@@ -258,11 +150,14 @@ def _ratio(theirs: list[float], ours: list[float]) -> str:
 def main() -> None:
     """Print the tables as markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=None, choices=list(CASES), help="all on a GPU, else the small")
+    parser.add_argument("--batch", type=int, default=None, help="another than the case's")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--precision", nargs="+", default=["float32"], choices=list(DTYPES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--compile", action="store_true", help="also compile ours: minutes on a CPU")
+    parser.add_argument("--cuda-graphs", action="store_true", help="with --compile: ours once more, as CUDA graphs")
+    parser.add_argument("--tf32", action="store_true", help="let float32 on a GPU be TF32")
     parser.add_argument("--impl", nargs="+", default=[], metavar="path.py:factory")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -274,12 +169,15 @@ def main() -> None:
     for precision in options.precision:
         for threads in options.threads if device == "cpu" else [1]:
             torch.set_num_threads(threads)
+            allow_tf32(options.tf32)
             product, convolution = peaks(precision, device)
-            for size in options.sizes:
-                case = CASES[size]
+            for name in options.cases or (CASES if device == "cuda" else ON_CPUS):
+                case = CASES[name]
+                case = replace(case, batch=options.batch or case.batch)
                 parameters = cost_of(UNet(case.config, out_channels=3)).parameters
                 on = f", {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
-                print(f"\n## {size}x{size}, batch {case.batch}, {parameters / 1e6:.1f} M parameters, {precision}{on}")
+                title = f"{name}x{name}" if name in ON_CPUS else name
+                print(f"\n## {title}, batch {case.batch}, {parameters / 1e6:.1f} M parameters, {precision}{on}")
                 print(f"\nPeaks: matrix product {product / 1e9:.0f} GFLOP/s, 3x3 convolution {convolution / 1e9:.0f}.")
                 report(case, compare(case, options, device, precision), max(product, convolution))
 
