@@ -165,6 +165,7 @@ class TrackerFeed:
             notes=said.notes,
             files=files,
             digest=self._digest(trial),
+            datasets=said.datasets,
         )
         self._complete.add(trial.key)
 

@@ -14,12 +14,18 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+)
 
 from orchestrator.errors import PreflightError
 from orchestrator.journal import Point
+from orchestrator.step import DatasetFacts
 from orchestrator.tracker import Status, StudyInfo, TrackerUnavailable, TrialInfo
 
 KEY, DIGEST, ROLE = "papertable.key", "papertable.complete", "papertable.role"
@@ -93,7 +99,7 @@ class MlflowTracker:
 
     def finish_trial(
         self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
-        files: Mapping[str, Path], digest: str,
+        files: Mapping[str, Path], digest: str, datasets: Sequence[tuple[str, DatasetFacts]] = (),
     ) -> None:  # fmt: skip
         """See Tracker."""
         run_id = self._trials[trial_key]
@@ -102,6 +108,8 @@ class MlflowTracker:
             final = [Metric(key, value, began, 0) for key, value in metrics.items()]
             client.log_batch(run_id, metrics=final, tags=[RunTag(MLFLOW_RUN_NOTE, "\n".join(notes))])
             self._attach(client, run_id, files)
+            if datasets:
+                client.log_inputs(run_id, [_dataset_input(uri, facts) for uri, facts in datasets])
             client.set_tag(run_id, DIGEST, digest)  # last: all before it has arrived
             client.set_terminated(run_id, STATUS[status])
             self._complete[run_id] = digest
@@ -190,6 +198,12 @@ class MlflowTracker:
     def _first_line(self, error: Exception) -> str:
         said = str(error).replace(self._uri, without_credentials(self._uri)).splitlines()
         return said[0][:300] if said else type(error).__name__
+
+
+def _dataset_input(uri: str, facts: DatasetFacts) -> DatasetInput:
+    source = json.dumps({"uri": uri})
+    dataset = Dataset(facts.name, facts.digest, "local", source, profile=json.dumps(facts.profile))
+    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
 
 
 def _is_server(uri: str) -> bool:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,17 @@ class Step:
         return f"{self.name}/{self.fingerprint}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """A data set as a tracker shows it: what results say they were made from."""
+
+    name: str
+    digest: str
+    """At most 36 characters, another for other data."""
+    profile: Mapping[str, Any]
+    """What it holds, in JSON types: counts, shapes."""
+
+
 @dataclass(frozen=True)
 class StepContext:
     """What a step function is given: directories to read, one to write, and something to run work on."""
@@ -94,12 +105,18 @@ class StepContext:
         *,
         protocol: Mapping[str, Mapping[str, Any]] | None = None,
         notes: Sequence[str] = (),
+        dataset: DatasetFacts | None = None,
     ) -> None:
-        """Leave the step's final numbers: each with the protocol it was measured by, and notes for the reader."""
+        """Leave the step's final numbers: each with the protocol it was measured by, and notes for the reader.
+
+        A step that makes a data set says here which.
+        """
         for key, value in metrics.items():
             if not math.isfinite(value):
                 raise ValueError(f"{key} came out as {value}: a table has no place for it; see the step's journal")
         said = {"metrics": dict(metrics), "protocol": dict(protocol or {}), "notes": list(notes)}
+        if dataset is not None:
+            said["dataset"] = asdict(dataset)
         write_whole(self.output / METRICS_FILE, json.dumps(said, indent=1))
 
     def progress(self, *, done: float, total: float, unit: str, **facts: object) -> None:

@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 from pyarrow import fs
 
 from orchestrator.errors import DamagedArtifact, PreflightError
-from orchestrator.step import FAILURE_FILE, METRICS_FILE, PROGRESS_FILE, Step
+from orchestrator.step import FAILURE_FILE, METRICS_FILE, PROGRESS_FILE, DatasetFacts, Step
 
 RECORD_FILE = "record.json"
 WORKING_STATE = {RECORD_FILE, PROGRESS_FILE, FAILURE_FILE, "checkpoints"}
@@ -42,6 +42,8 @@ class StepMetrics:
     metrics: Mapping[str, float] = field(default_factory=dict)
     protocol: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    datasets: tuple[tuple[str, DatasetFacts], ...] = ()
+    """Each with the URI of its artifact."""
 
 
 class ArtifactStore:
@@ -121,18 +123,22 @@ class ArtifactStore:
         if text is None:
             return StepMetrics()
         said = json.loads(text)
-        return StepMetrics(said["metrics"], said["protocol"], tuple(said["notes"]))
+        dataset = said.get("dataset")
+        datasets = () if dataset is None else ((self.path(step).as_uri(), DatasetFacts(**dataset)),)
+        return StepMetrics(said["metrics"], said["protocol"], tuple(said["notes"]), datasets)
 
     def all_metrics(self, steps: Iterable[Step]) -> StepMetrics:
         """The numbers and notes of several steps together; where two leave the same number, the later one's."""
         metrics: dict[str, float] = {}
         protocol: dict[str, Mapping[str, Any]] = {}
         notes: list[str] = []
+        datasets: list[tuple[str, DatasetFacts]] = []
         for said in map(self.metrics, steps):
             metrics |= said.metrics
             protocol |= said.protocol
             notes += said.notes
-        return StepMetrics(metrics, protocol, tuple(notes))
+            datasets += said.datasets
+        return StepMetrics(metrics, protocol, tuple(notes), tuple(datasets))
 
     def _outputs(self, directory: Path) -> list[str]:
         infos = self._files.get_file_info(fs.FileSelector(str(directory), recursive=True))

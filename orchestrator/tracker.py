@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.errors import PapertableError
 from orchestrator.journal import Point
+from orchestrator.step import DatasetFacts
 
 Status = Literal["finished", "failed", "interrupted"]
 
@@ -64,9 +65,9 @@ class Tracker(Protocol):
 
     def finish_trial(
         self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
-        files: Mapping[str, Path], digest: str,
+        files: Mapping[str, Path], digest: str, datasets: Sequence[tuple[str, DatasetFacts]] = (),
     ) -> None:  # fmt: skip
-        """Final numbers and files (name in the tracker -> file)."""
+        """Final numbers and files (name in the tracker -> file), and the data sets with the URIs they are at."""
 
     def finish_study(
         self, *, status: Status, table_records: list[dict[str, Any]], files: Mapping[str, Path], tags: Mapping[str, str]

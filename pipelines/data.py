@@ -12,13 +12,14 @@ from functools import partial
 from typing import Literal
 
 from orchestrator.errors import PreflightError
-from orchestrator.step import Step, StepContext
+from orchestrator.step import DatasetFacts, Step, StepContext
 from pipelines.builtin_data import load_digits, load_fashion_mnist
 from pipelines.import_images import ImportOptions, Target, import_images
-from pipelines.shards import Manifest, ShardWriter
+from pipelines.shards import MANIFEST_FILE, Manifest, ShardWriter, sha256_of
 
 VERSION = 2
 DIGITS = tuple(str(digit) for digit in range(10))
+DIGEST_DIGITS = 32  # MLflow keeps 36
 BUILT_IN_SIZES = {"digits": (8,), "fashion-mnist": (28, 32)}
 
 
@@ -100,7 +101,15 @@ def prepare(config: DataConfig, ctx: StepContext, *, options: ImportOptions | No
         manifest = _write_built_in(config, ctx)
     height, width, channels = manifest.shape
     counts = " and ".join(f"{count:,} {split}" for split, count in manifest.images.items())
-    ctx.write_metrics({}, notes=[f"ours: {manifest.source}, {height}x{width}x{channels}, {counts} images", *notes])
+    ctx.write_metrics(
+        {},
+        notes=[f"ours: {manifest.source}, {height}x{width}x{channels}, {counts} images", *notes],
+        dataset=DatasetFacts(
+            name=manifest.source,
+            digest=sha256_of(ctx.output / MANIFEST_FILE)[:DIGEST_DIGITS],
+            profile={"images": manifest.images, "shape": manifest.shape, "classes": len(manifest.classes)},
+        ),
+    )
 
 
 def _write_built_in(config: DataConfig, ctx: StepContext) -> Manifest:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from orchestrator.errors import PreflightError
 from orchestrator.journal import Point
 from orchestrator.mlflow_tracker import MlflowTracker, without_credentials
+from orchestrator.step import DatasetFacts
 from orchestrator.tracker import StudyInfo, TrackerUnavailable, TrialInfo
 from tests.small_study import MlflowServer, free_port
 
@@ -24,6 +25,7 @@ STUDY = StudyInfo(
     name="depths", key="s1", title="Depths", question="Is deeper better?", params={"lr": 0.1}, tags={"a": "b"}
 )
 TRIAL = TrialInfo(key="t1", identity="i1", name="deep · seed 0", variant="deep", seed=0, params={"depth": 4}, tags={})
+DIGITS = DatasetFacts(name="digits", digest="d" * 32, profile={"images": {"train": 1439, "test": 358}})
 POINTS = [Point("loss", 1.0 / step, step, 1_790_000_000_000 + step) for step in range(1, 1500)]
 
 
@@ -54,8 +56,9 @@ def send_all(uri: str, tmp_path: Path, *, key: str) -> MlflowTracker:
     sender.open_trial(TRIAL)
     sender.send_points("t1", POINTS)
     sender.finish_trial(
-        "t1", status="finished", metrics={"nll": 3.5}, notes=["a note"], files={"grid.png": picture}, digest="d1"
-    )
+        "t1", status="finished", metrics={"nll": 3.5}, notes=["a note"], files={"grid.png": picture}, digest="d1",
+        datasets=[("file:///store/dataset/1", DIGITS)],
+    )  # fmt: skip
     sender.finish_study(status="finished", table_records=[{"": "deep", "nll": "3.5"}], files={}, tags={"x": "y"})
     return sender
 
@@ -74,6 +77,10 @@ def test_sending_everything_twice_leaves_everything_once(uri: str, tmp_path: Pat
     assert child.data.params == {"depth": "4"}
     assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     assert child.data.tags["mlflow.note.content"] == "a note"
+    (used,) = client.get_run(child.info.run_id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 32)
+    assert json.loads(used.dataset.source) == {"uri": "file:///store/dataset/1"}
+    assert json.loads(used.dataset.profile) == DIGITS.profile
     table = json.loads(
         Path(client.download_artifacts(parent.info.run_id, "comparison.json", str(tmp_path))).read_text()
     )
