@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -100,6 +101,16 @@ def test_mlflow_children_carry_the_config_of_their_row(children: dict[str, Run])
     assert children["1K linear simple"].data.params["diffusion.num_timesteps"] == "1000"
     assert children["4K cosine vlb"].data.params["train.timesteps.kind"] == "loss_second_moment"
     assert children["4K cosine vlb"].data.params["diffusion.loss"] == "vlb"
+
+
+@pytest.mark.mlflow
+def test_mlflow_children_name_the_data_they_were_made_from(study: Study, children: dict[str, Run]) -> None:
+    (manifest,) = study.store.glob("dataset/*/manifest.json")
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]
+    used = [
+        (entry.dataset.name, entry.dataset.digest) for run in children.values() for entry in run.inputs.dataset_inputs
+    ]
+    assert used == [("digits", digest)] * len(ROWS)
 
 
 @pytest.mark.mlflow
