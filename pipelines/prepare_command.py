@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ from pipelines.cli import HERE, Places
 from pipelines.data import BUILT_IN_SIZES, DataConfig, dataset_step
 from pipelines.import_images import ImportOptions, OnError, digest_of, has_own_split, look_at
 from pipelines.named_data import checked_name, known, remember, skipped
+from pipelines.on_ray import on_ray
 from pipelines.sources import Entry, Format, Labels
 
 DEFAULT_TEST_PERCENT = 10
@@ -60,7 +62,10 @@ class Prepare:
     on_error: OnError = "fail"
     """What to do about images that cannot be read: stop, or leave them out and say so."""
     processes: int = 1
-    """How many read side by side."""
+    """How many read side by side: processes of this machine, or workers of a cluster."""
+    address: str | None = HERE.address
+    """A running Ray cluster whose workers read, all of whose nodes see the source and the store; by default the one
+    RAY_ADDRESS names."""
     store: StoreFlag = HERE.store
 
     def __call__(self) -> int:
@@ -71,16 +76,13 @@ class Prepare:
         artifacts.check_writable()
         options = None if self.source in BUILT_IN_SIZES else self._options()
         name = checked_name(self.name or (self.source if options is None else options.path.name.partition(".")[0]))
-        backend, resources = LocalBackend(processes=self.processes), Resources(workers=self.processes)
-        try:
+        resources = Resources(workers=self.processes)
+        with self._backend(artifacts, resources) as backend:
             config = self._built_in() if options is None else self._files(options, backend, resources)
             self._check_free(name, config, artifacts)
             step = dataset_step(config, options)
             work = Background(lambda: prepare_source(step, artifacts, backend=backend, resources=resources))
             _show(work, "preparing", lambda: StepProgress.read(artifacts.path(step)))
-        except BaseException:
-            backend.stop()
-            raise
         if self.on_error == "fail" and (left_out := skipped(artifacts.path(step))):
             raise PreflightError(
                 f"this data set is here already, without {len(left_out)} images that were left out by --on-error skip: "
@@ -90,6 +92,19 @@ class Prepare:
         print("\n".join(artifacts.metrics(step).notes))
         print(f"{artifacts.path(step)}\nTo use it: --data {name}")
         return 0
+
+    @contextmanager
+    def _backend(self, store: ArtifactStore, resources: Resources) -> Iterator[Backend]:
+        if self.address is not None:
+            with on_ray(store, address=self.address, resources=resources) as backend:
+                yield backend
+            return
+        local = LocalBackend(processes=self.processes)
+        try:
+            yield local
+        except BaseException:
+            local.stop()
+            raise
 
     def _options(self) -> ImportOptions:
         path = Path(self.source).expanduser().absolute()
@@ -105,7 +120,7 @@ class Prepare:
             path=path, format=self.format or "auto", labels=self.labels or "folder", on_error=self.on_error
         )
 
-    def _files(self, options: ImportOptions, backend: LocalBackend, resources: Resources) -> DataConfig:
+    def _files(self, options: ImportOptions, backend: Backend, resources: Resources) -> DataConfig:
         if self.image_size is None:
             raise ValueError("--image-size is needed: pixels a side of the images to train on, such as 64")
         entries = look_at(options)

@@ -14,9 +14,9 @@ from orchestrator.config import override, parse_settings
 from orchestrator.materialize import materialize
 from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
-from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.named_data import data_changes
+from pipelines.on_ray import on_ray
 from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
@@ -37,8 +37,8 @@ def command(role: str, what: str) -> Callable[..., int]:
         base = choose("preset", preset, PRESETS)()
         config = override(base, {**data_changes(data, places.artifact_store()), **parse_settings(base, set)})
         check_workers(config.train, places)
-        on_ray = ray or places.address is not None
-        if not on_ray and (places.workers > 1 or places.gpus_per_worker):
+        use_ray = ray or places.address is not None
+        if not use_ray and (places.workers > 1 or places.gpus_per_worker):
             raise ValueError(
                 f"--workers {places.workers}, --gpus-per-worker {places.gpus_per_worker:g}: without Ray there is one "
                 f"worker on CPUs; add --ray, or name a cluster with --address"
@@ -46,7 +46,7 @@ def command(role: str, what: str) -> Callable[..., int]:
         store, resources, steps = places.artifact_store(), places.resources(), plan(config)
         prepare_sources(list(steps.values()), store, resources)
         check(config, {"dataset": store.path(steps["dataset"])})
-        with _on_ray(store, places) if on_ray else _here() as backend:
+        with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
             work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
             while not work.wait(WAIT_SECONDS):
                 pass  # Ray would take over a main thread's signals
@@ -71,17 +71,3 @@ def command(role: str, what: str) -> Callable[..., int]:
 @contextmanager
 def _here() -> Iterator[Backend]:
     yield LocalBackend()
-
-
-@contextmanager
-def _on_ray(store: ArtifactStore, places: Places) -> Iterator[Backend]:
-    from orchestrator.ray_backend import RayBackend, cluster_nodes, ray_session  # seconds to import
-    from orchestrator.ray_tune import trials_at_once
-
-    with ray_session(address=places.address, trial_drivers=1):
-        trials_at_once(places.resources(), cluster_nodes())  # raises when the workers do not fit
-        backend = RayBackend(store.root / ".ray" / "train")
-        try:
-            yield backend
-        finally:
-            backend.release()

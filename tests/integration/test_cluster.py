@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.small_study import ROOT, ROWS, command, descendants, free_port, trained, wait_until
@@ -80,6 +81,21 @@ def test_a_job_finds_its_packages_uploads_little_and_keeps_its_results(head: Hea
     (copy,) = head.temporary.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/pyproject.toml")
     assert not {".git", ".venv", "artifacts"} & {path.name for path in copy.parent.iterdir()}
     assert sum(file.stat().st_size for file in copy.parent.rglob("*")) < 2e6
+
+
+def test_images_are_read_by_the_workers_of_a_cluster_and_become_the_same_bytes(head: Head, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)  # more than one block
+    source = tmp_path / "noise.npz"
+    np.savez(source, arr_0=pixels)
+    arguments = ["pipelines/data.py", "prepare", str(source), "--image-size", "8", "--labels", "none"]
+    said = submit(head, *arguments, "--processes", "2", "--store", str(tmp_path / "there"))
+    assert "To use it: --data noise" in said
+    subprocess.run([sys.executable, *arguments, "--store", str(tmp_path / "here")], cwd=ROOT, check=True)
+    there, here = (next((tmp_path / place / "dataset").glob("*/manifest.json")) for place in ("there", "here"))
+    assert there.read_bytes() == here.read_bytes()
+    logs = head.temporary.glob("ray/session_2*/logs/worker-*.out")
+    assert any("_MapActor" in log.read_text() for log in logs)  # so it was Ray's workers that read
 
 
 @pytest.mark.chaos
