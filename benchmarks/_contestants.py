@@ -40,25 +40,26 @@ class Contestant:
         fuse: bool = False, classifier: NoisyClassifier | None = None,
     ) -> None:  # fmt: skip
         self.network, self.classes, self.loops, self.channels_last = network, classes, loops, channels_last
+        self.called = network  # or what compiles it
         self.fuse, self.classifier = fuse, classifier
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0, fused=not loops)
-        self.average = Ema(EmaConfig(rates=(EMA_RATE,)), network)
-        self.slow_average = [parameter.detach().clone() for parameter in network.parameters()]
+        self.average = None if loops else Ema(EmaConfig(rates=(EMA_RATE,)), network)
+        self.slow_average = [parameter.detach().clone() for parameter in network.parameters()] if loops else []
         self.steps = 0
 
     def call(self, x: Tensor, t: Tensor) -> Tensor:
         """Of the network, with classes 0, 1, ... where it wants some."""
-        return self.network(x, t) if self.classes is None else self.network(x, t, self._labels(x) % self.classes)
+        return self.called(x, t) if self.classes is None else self.called(x, t, self._labels(x) % self.classes)
 
     def train_step(self, x: Tensor, t: Tensor, target: Tensor, precision: Precision) -> None:
         """Forward, backward, AdamW, average."""
-        self.optimizer.zero_grad()
         with fused.used(self.fuse):
             with autocast(x.device, precision):
                 loss = functional.mse_loss(self.call(x, t).float(), target)
             loss.backward()
         self.optimizer.step()
-        if not self.loops:
+        self.optimizer.zero_grad()  # none are held while others take their turn
+        if self.average is not None:
             self.average.update(self.network, step=self.steps)
         else:
             with torch.no_grad():
@@ -89,41 +90,48 @@ class Contestant:
 
 
 def contestants(config: UNetConfig, options: argparse.Namespace, device: str) -> dict[str, Contestant]:
-    """All implementations, with the same weights where they are the same function."""
+    """All implementations that are asked for, with the same weights where they are the same function."""
     torch.manual_seed(0)
     plain = _randomized(UNet(config, out_channels=3)).to(device)
     classifier = _classifier(config).to(device)
-    last = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    slow = computed_as_published(copy.deepcopy(plain))
-    classes = config.num_classes
-    found = {
-        REFERENCE: Contestant(slow, classes=classes, loops=True, classifier=computed_as_published(classifier)),
-        "ours, torch's operators": Contestant(ours, classes=classes, channels_last=True, classifier=last),
-        "ours, contiguous": Contestant(plain, classes=classes),
-    }
+    makers: dict[str, Callable[[], Contestant]] = {
+        REFERENCE: lambda: Contestant(
+            computed_as_published(copy.deepcopy(plain)), classes=config.num_classes, loops=True,
+            classifier=computed_as_published(copy.deepcopy(classifier)),
+        ),
+        "ours, torch's operators": lambda: _ours(plain, classifier),
+        "ours, contiguous": lambda: Contestant(copy.deepcopy(plain), classes=config.num_classes),
+        "lucidrains (another network)": lambda: Contestant(lucidrains(config).to(device), classes=None),
+    }  # fmt: skip
     if device == "cpu":
         fused.compile()
-        fast = copy.deepcopy(ours)
-        found["ours, fused norm"] = Contestant(fast, classes=classes, channels_last=True, fuse=True, classifier=last)
-    for layout, name in ((False, "diffusers"), (True, "diffusers, channels_last")):
-        theirs = _diffusers(plain, device, channels_last=layout)
-        if theirs is not None:
-            found[name] = Contestant(theirs, classes=classes, channels_last=layout)
-    found["lucidrains (another network)"] = Contestant(lucidrains(config).to(device), classes=None)
+        makers["ours, fused norm"] = lambda: _ours(plain, classifier, fuse=True)
+    if _is_diffusers(plain):
+        makers["diffusers"] = lambda: _diffusers(plain, channels_last=False)
+        makers["diffusers, channels_last"] = lambda: _diffusers(plain, channels_last=True)
     if options.compile:
-        compiled = torch.compile(copy.deepcopy(ours), dynamic=False)
-        found["ours, torch.compile"] = Contestant(compiled, classes=classes, channels_last=True)
-        theirs = _diffusers(plain, device, channels_last=True)
-        if theirs is not None:
-            compiled = torch.compile(theirs, dynamic=False)
-            found["diffusers, torch.compile"] = Contestant(compiled, classes=classes, channels_last=True)
+        makers["ours, torch.compile"] = lambda: _compiled(_ours(plain, None))
+        if _is_diffusers(plain):
+            makers["diffusers, torch.compile"] = lambda: _compiled(_diffusers(plain, channels_last=True))
     if options.compile and options.cuda_graphs:
-        compiled = torch.compile(copy.deepcopy(ours), dynamic=False, mode="reduce-overhead")
-        found["ours, torch.compile, CUDA graphs"] = Contestant(compiled, classes=classes, channels_last=True)
+        makers["ours, torch.compile, CUDA graphs"] = lambda: _compiled(_ours(plain, None), mode="reduce-overhead")
     for spec in options.impl:
-        found[spec] = Contestant(_from_file(spec)(config, 3).to(device), classes=classes)
-    return found
+        makers[spec] = lambda spec=spec: Contestant(_from_file(spec)(config, 3).to(device), classes=config.num_classes)  # type: ignore[misc]
+    wanted = [name for name in makers if name == REFERENCE or not options.only or any(o in name for o in options.only)]
+    return {name: makers[name]() for name in wanted}
+
+
+def _ours(plain: UNet, classifier: NoisyClassifier | None, *, fuse: bool = False) -> Contestant:
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    guide = None
+    if classifier is not None:
+        guide = copy.deepcopy(classifier).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Contestant(last, classes=plain.config.num_classes, channels_last=True, fuse=fuse, classifier=guide)
+
+
+def _compiled(contestant: Contestant, **options: str) -> Contestant:
+    contestant.called = torch.compile(contestant.network, dynamic=False, **options)  # type: ignore[call-overload]
+    return contestant
 
 
 def _from_file(spec: str) -> Callable[[UNetConfig, int], nn.Module]:
@@ -152,21 +160,26 @@ class _Unwrapped(nn.Module):
         return self.network(x, t, class_labels=y, return_dict=False)[0]
 
 
-def _diffusers(network: UNet, device: str, *, channels_last: bool) -> nn.Module | None:
-    """None, and why, for a network that is not among theirs."""
+def _is_diffusers(network: UNet) -> bool:
+    """Whether it is among their networks; says why where it is not."""
+    try:
+        to_diffusers(network)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return False
+    return True
+
+
+def _diffusers(network: UNet, *, channels_last: bool) -> Contestant:
     declare_missing_torchvision_operators()
     from diffusers import UNet2DModel
 
-    try:
-        exported = to_diffusers(network)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return None
+    exported = to_diffusers(network)
     theirs = UNet2DModel(**exported.config)
     theirs.load_state_dict(exported.weights)
-    return _Unwrapped(
-        theirs.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    theirs = theirs.to(next(network.parameters()).device, memory_format=layout)
+    return Contestant(_Unwrapped(theirs), classes=network.config.num_classes, channels_last=channels_last)
 
 
 def _randomized(network: N) -> N:

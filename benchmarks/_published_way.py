@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diffusion.classifier import NoisyClassifier
@@ -55,7 +54,7 @@ class PublishedResBlock(ResBlock):
         """Not what was projected for all blocks, but its own, with the SiLU that every block does again."""
         layers: Any = self.in_layers
         h = layers[2](resampled(layers[1](layers[0](x)), self.resample))
-        conditioning: Tensor = self.emb_layers(functional.silu(self.emb))[:, :, None, None]
+        conditioning: Tensor = self.emb_layers(self.emb)[:, :, None, None]
         norm, silu, dropout, conv = self.out_layers  # type: ignore[misc]  # a Sequential of four
         scale, shift = conditioning.chunk(2, dim=1)
         h = conv(dropout(silu(norm(h) * (1 + scale) + shift)))

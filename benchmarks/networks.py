@@ -73,25 +73,29 @@ def check_same(found: dict[str, Contestant], x: Tensor, t: Tensor) -> None:
                 assert (one.gradient(x, t, "float32") - gradient).abs().max() < 1e-4 * gradient.abs().max(), name
 
 
-def timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    work()
+def timed(work: Callable[[], object], device: str, *, times: int = 1) -> float:
+    """Seconds of one call, of so many in a row."""
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    begin = time.perf_counter()
+    for _ in range(times):
+        work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / times
 
 
 def peaks(precision: Precision, device: str) -> tuple[float, float]:
-    """FLOP/s of a large matrix product, and of a 3x3 convolution of 128 channels, channels last."""
+    """FLOP/s of a large matrix product, and of a large 3x3 convolution, channels last: large for the device."""
     dtype = DTYPES[precision]
-    a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
-    image = torch.randn(16, 128, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    conv = nn.Conv2d(128, 128, 3, padding=1).to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    side, batch, width, times = (2048, 16, 128, 1) if device == "cpu" else (8192, 128, 512, 20)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    image = torch.randn(batch, width, 32, 32, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(width, width, 3, padding=1).to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.inference_mode():
-        product = min(timed(lambda: a @ b, device) for _ in range(7))
-        convolution = min(timed(lambda: conv(image), device) for _ in range(7))
-    return 2 * 2048**3 / product, 2 * 9 * 128 * 128 * 16 * 32 * 32 / convolution
+        product = min(timed(lambda: a @ b, device, times=times) for _ in range(7))
+        convolution = min(timed(lambda: conv(image), device, times=times) for _ in range(7))
+    return 2 * side**3 / product, 2 * 9 * width**2 * batch * 32 * 32 / convolution
 
 
 def compare(
@@ -158,6 +162,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also compile ours: minutes on a CPU")
     parser.add_argument("--cuda-graphs", action="store_true", help="with --compile: ours once more, as CUDA graphs")
     parser.add_argument("--tf32", action="store_true", help="let float32 on a GPU be TF32")
+    parser.add_argument("--only", nargs="+", default=[], help="those whose name has one of these words; a GPU's memory")
     parser.add_argument("--impl", nargs="+", default=[], metavar="path.py:factory")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -124,15 +124,19 @@ def header_of(content: bytes) -> dict[str, str]:
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, of: str) -> None:
-    """Give the network these weights, also if it has none yet (on the meta device): then in float32 or more.
+    """Give the network these weights, also if it has none yet (on the meta device): then in float32, or their float64.
 
-    Raises ValueError for weights that are not this network's.
+    Raises ValueError for weights that are not this network's, or that it would round.
     """
     check_weights(network.state_dict(), weights, of=of)
-    wide = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in weights.items()}
+    widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in weights.values()) else torch.float32
     if any(parameter.is_meta for parameter in network.parameters()):
-        network.to_empty(device="cpu")
-    network.load_state_dict(wide)
+        network.to_empty(device="cpu").to(widest)
+    elif widest == torch.float64 and any(parameter.dtype != widest for parameter in network.parameters()):
+        raise ValueError(
+            f"{of}: the weights are float64, and this network would round them: call .double() on it first"
+        )
+    network.load_state_dict(dict(weights))
 
 
 def check_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, of: str) -> None:

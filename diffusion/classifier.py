@@ -11,10 +11,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from diffusion.checkpoints import Network
-from diffusion.layers import FeatureMap, GroupNorm, attention, project, zero_init
+from diffusion.layers import FeatureMap, GroupNorm, attention, handed_out, zero_init
 from diffusion.precision import float32_island, in_torso_dtype
 from diffusion.trunk import TimeEmbedding, UNetConfig, check_inputs, input_blocks, middle_block
 from diffusion.types import check_choice
@@ -87,13 +86,13 @@ class NoisyClassifier(Network):
         """model_t is what schedule.model_t gives. Raises ValueError for shapes that are not this network's."""
         check_inputs(self.config.encoder, x, model_t, channels=self.config.encoder.channels)
         with float32_island(model_t):
-            emb = functional.silu(self.time_embed(model_t))
-        projected = project(emb, self.torso)
+            emb = self.time_embed(model_t)
+        for_each = handed_out(emb, self.torso)
         h = in_torso_dtype(self, x)
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         means = []
         for block in [*self.input_blocks, self.middle_block]:
-            h = block(h, projected, recompute=recompute)
+            h = block(h, for_each, recompute=recompute)
             if self.config.pool in ("spatial", "spatial_v2"):
                 means.append(h.to(emb.dtype).mean(dim=(2, 3)))
         with float32_island(h):

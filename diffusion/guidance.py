@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion.gaussian import Prediction, predict_eps_from_xstart, predict_xstart_from_eps, q_posterior_mean
 from diffusion.schedule import NoiseSchedule
-from diffusion.types import Images, PerExample, Steps
+from diffusion.types import Images, PerExample, Steps, check_label_kind, check_labels
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
 """classifier(x_t, model_t): logits of shape (b, classes)."""
@@ -28,6 +28,7 @@ def classifier_guide(classifier: Classifier, *, y: Int64[Tensor, "b"], guidance_
 
     The guide raises ValueError for another number of images than labels, and for a label that has no logit.
     """
+    check_label_kind(y, images=y.numel())
     smallest, largest = int(y.min()), int(y.max())  # once: looking at them makes the host wait for a GPU
 
     def checked(x_t: Tensor, model_t: Tensor) -> Tensor:
@@ -47,13 +48,17 @@ def classifier_guide(classifier: Classifier, *, y: Int64[Tensor, "b"], guidance_
 def log_probability_gradient(
     classifier: Classifier, *, x_t: Images, model_t: PerExample, y: Int64[Tensor, "b"]
 ) -> Images:
-    """The gradient of log p(y | x_t) with respect to x_t, in the dtype of x_t: one backward pass of the classifier."""
+    """The gradient of log p(y | x_t) with respect to x_t, in the dtype of x_t: one backward pass of the classifier.
+
+    Raises ValueError for labels that are not one an image, whole, and, on the CPU, among those the classifier knows.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t.detach().clone().requires_grad_()
         logits = classifier(x, model_t.clone())
+        check_labels(y, images=len(x_t), num_classes=logits.shape[1])
         log_p = torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
         # Summed: examples do not depend on each other, so each gets its own gradient.
-        chosen = log_p.gather(1, y.clone()[:, None]).sum()
+        chosen = log_p.gather(1, y.long()[:, None].clone()).sum()
         (gradient,) = torch.autograd.grad(chosen, x)
     return gradient
 

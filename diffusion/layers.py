@@ -1,15 +1,16 @@
 """Which blocks are the networks made of? Embeddings of t, residual blocks, attention, resampling.
 
 Assembled in trunk.py. Names and shapes of the parameters are those of the published models, so that their weights fit
-by name, and so are the outputs of whole blocks (input_blocks.3, input_blocks.3.0, middle_block.1, ...): hooks on those
-see what they would see there. Inside a block operations are merged, and hooks on its layers may see nothing.
+by name, and blocks and their layers are called as there: input_blocks[3](h, emb). A network merges operations of its
+blocks; one with a hook on any module does not, so that hooks see what they would see there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,12 @@ Resampled = Float[Tensor, "b c h2 w2"]  # the size may differ
 Output = Float[Tensor, "b c2 h2 w2"]  # the channels may differ too
 Embedding = Float[Tensor, "b e"]
 M = TypeVar("M", bound=nn.Module)
+
+
+class Projected(NamedTuple):
+    """What a residual block takes of the embedding, projected already."""
+
+    values: Embedding
 
 
 def timestep_frequencies(dim: int) -> Float[Tensor, "half"]:
@@ -84,9 +91,8 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             GroupNorm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
-        # Identity holds the place of the published SiLU, which is the same for every block: the trunk applies it once.
         self.emb_layers = nn.Sequential(
-            nn.Identity(), nn.Linear(emb_channels, out_channels * (2 if conditioning == "adagn" else 1))
+            nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if conditioning == "adagn" else 1))
         )
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels),
@@ -101,8 +107,11 @@ class ResBlock(nn.Module):
         """From the embedding, after its SiLU, to what the block takes of it; see project."""
         return cast(nn.Linear, self.emb_layers[1])
 
-    def forward(self, x: FeatureMap, projected: Embedding) -> Output:
-        """projected is what the projection gives."""
+    def forward(self, x: FeatureMap, emb: Embedding | Projected) -> Output:
+        """emb, or what project made of it for this block."""
+        if isinstance(emb, Tensor):
+            return self._by_layer(x, emb)
+        projected = emb.values
         norm, _, conv = cast(tuple[GroupNorm, nn.Module, nn.Module], self.in_layers)
         h = conv(resampled(norm_act(norm, x), self.resample))
         norm, _, dropout, conv = cast(tuple[GroupNorm, nn.Module, nn.Module, nn.Module], self.out_layers)
@@ -111,6 +120,23 @@ class ResBlock(nn.Module):
         else:
             h = norm_act(norm, h + projected.to(h.dtype)[:, :, None, None])
         return merged(self.skip_connection(resampled(x, self.resample)), conv(dropout(h)), self.skip_scale)
+
+    def _by_layer(self, x: FeatureMap, emb: Embedding) -> Output:
+        if self.resample == "none":
+            h = self.in_layers(x)
+        else:
+            h = self.in_layers[2](resampled(self.in_layers[1](self.in_layers[0](x)), self.resample))
+        with float32_island(emb):
+            projected = self.emb_layers(emb.to(self.projection.weight.dtype))
+        projected = projected.to(h.dtype)[:, :, None, None]
+        if self.conditioning == "adagn":
+            scale, shift = projected.chunk(2, dim=1)
+            h = self.out_layers[0](h) * (1 + scale) + shift
+            for layer in list(self.out_layers)[1:]:
+                h = layer(h)
+        else:
+            h = self.out_layers(h + projected)
+        return merged(self.skip_connection(resampled(x, self.resample)), h, self.skip_scale)
 
 
 class AttentionBlock(nn.Module):
@@ -128,10 +154,17 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: FeatureMap) -> FeatureMap:
         """Softmax(q k / sqrt(channels per head)) v over all pixels."""
+        if is_hooked(self.norm, self.qkv, self.proj_out):
+            return self._by_layer(x)
         qkv = pointwise(self.qkv, norm_act(self.norm, x, silu=False))
         h = attention(qkv.flatten(2).transpose(1, 2), num_heads=self.num_heads, layout=self.layout)
         h = pointwise(self.proj_out, h.transpose(1, 2).reshape(x.shape))
         return merged(x, h, self.skip_scale)
+
+    def _by_layer(self, x: FeatureMap) -> FeatureMap:
+        qkv = self.qkv(self.norm(x.flatten(2)))
+        h = attention(qkv.transpose(1, 2), num_heads=self.num_heads, layout=self.layout)
+        return merged(x, self.proj_out(h.transpose(1, 2)).reshape(x.shape), self.skip_scale)
 
 
 def attention(qkv: Float[Tensor, "b n c3"], *, num_heads: int, layout: AttentionLayout) -> Float[Tensor, "b n c"]:
@@ -149,6 +182,11 @@ def pointwise(conv: nn.Conv1d, x: FeatureMap) -> Output:
     """A convolution of one pixel, applied to a feature map: a matrix product."""
     if x.is_cpu:  # where convolutions are twice as fast as torch's matrix products, or as fast, by kind of CPU
         return functional.conv2d(x, conv.weight[..., None], conv.bias)
+    return matrix_product(conv, x)
+
+
+def matrix_product(conv: nn.Conv1d, x: FeatureMap) -> Output:
+    """See pointwise."""
     tokens = functional.linear(x.flatten(2).transpose(1, 2), conv.weight[:, :, 0], conv.bias)
     return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
@@ -177,23 +215,41 @@ class Upsample(nn.Module):
 
 
 class EmbedSequential(nn.ModuleList):
-    """Layers in a row, of which the residual blocks also receive the embedding, projected for each of them."""
+    """Layers in a row, of which the residual blocks also receive the embedding."""
 
-    def forward(self, x: FeatureMap, projected: Iterator[Embedding], *, recompute: bool = False) -> Output:
-        """recompute: keep nothing of a layer for its gradient but what went in, and run it again then."""
+    def forward(
+        self, x: FeatureMap, emb: Embedding | Iterator[Embedding | Projected], *, recompute: bool = False
+    ) -> Output:
+        """emb, or what handed_out gives. recompute: keep only what goes into a layer, and run it again later."""
+        for_each = repeat(emb) if isinstance(emb, Tensor) else emb
         for layer in self:
-            inputs = (x, next(projected)) if isinstance(layer, ResBlock) else (x,)
+            inputs = (x, next(for_each)) if isinstance(layer, ResBlock) else (x,)
             x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return x
 
 
-def project(emb: Embedding, parts: Iterable[nn.Module]) -> Iterator[Embedding]:
+def handed_out(emb: Embedding, parts: Sequence[nn.Module]) -> Iterator[Embedding | Projected]:
+    """What each residual block of these parts is given, in order: projected, unless somebody watches their layers."""
+    watched = is_hooked(*(module for part in parts for module in part.modules()))
+    return repeat(emb) if watched else project(emb, parts)
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether any of them has a hook that wants it called as a module."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def project(emb: Embedding, parts: Iterable[nn.Module]) -> Iterator[Projected]:
     """The embedding as each residual block of these parts takes it, in order: one matrix product for all."""
     linears = [module.projection for part in parts for module in part.modules() if isinstance(module, ResBlock)]
     weight = torch.cat([linear.weight for linear in linears])
     bias = torch.cat([linear.bias for linear in linears])
     with float32_island(emb):
-        return iter(functional.linear(emb, weight, bias).split([linear.out_features for linear in linears], dim=1))
+        projected = functional.linear(functional.silu(emb), weight, bias)
+    return iter([Projected(part) for part in projected.split([linear.out_features for linear in linears], dim=1)])
 
 
 def resampled(x: FeatureMap, resample: Resample) -> Resampled:

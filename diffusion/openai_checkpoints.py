@@ -32,11 +32,11 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .pt file, by name, on the CPU. Nothing in the file is executed.
 
     Raises ValueError for a file that is cut short, carries code, or holds anything but tensors by name, and
-    FileNotFoundError where there is none.
+    OSError where there is none that can be read.
     """
     try:
         found = torch.load(str(path), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # what a damaged or hostile file makes torch raise is not a closed list
         raise ValueError(

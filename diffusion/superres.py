@@ -62,11 +62,18 @@ class SuperResUNet(UNet):
         *,
         low_res: Float[Tensor, "b c h_small w_small"],
     ) -> Float[Tensor, "b out h w"]:
-        """low_res in [-1, 1], not noisy, of small_size. Raises ValueError for a low_res of another shape."""
+        """low_res in [-1, 1], not noisy, smaller than x by what the network was built for.
+
+        Raises ValueError for a low_res of another shape.
+        """
         check_inputs(self.config, x, model_t, channels=self.config.channels)
-        expected = (len(x), self.config.channels, self.superres.small_size, self.superres.small_size)
-        if low_res.shape != expected:
-            raise ValueError(f"low_res of shape {tuple(low_res.shape)}: this network takes {expected}")
+        small, size = self.superres.small_size, self.config.image_size
+        expected = (len(x), self.config.channels, x.shape[2] * small // size, x.shape[3] * small // size)
+        if low_res.shape != expected or not low_res.is_floating_point():
+            raise ValueError(
+                f"low_res of shape {tuple(low_res.shape)} and {low_res.dtype}: this network, which enlarges {small} to "
+                f"{size} pixels, takes floating numbers of shape {expected} beside x of {tuple(x.shape)}"
+            )
         return super().forward(torch.cat([x, enlarged(low_res, x)], dim=1), model_t, y)
 
 

@@ -46,6 +46,8 @@ class TrainConfig:
     """How t is drawn."""
     norms: Norms = "torch"
     """fused: an operator of our own (fused.py), on CPUs, where it is compiled first; other rounding, more speed."""
+    tf32: bool = False
+    """On GPUs: float32 loses 13 of its 23 bits before it is multiplied, for speed; all that follows, too."""
 
     def __post_init__(self) -> None:
         check_choice("train.norms", self.norms, Norms)
@@ -179,6 +181,8 @@ def build_train_state(config: TrainConfig, diffusion: DiffusionConfig, model: nn
             raise ValueError("train.norms='fused' is compiled for CPUs, and this model is on a GPU: set it to 'torch'")
         fused.compile()
     device = next(model.parameters()).device
+    if config.tf32 and device.type == "cpu":
+        raise ValueError("train.tf32=true is of GPUs, and this model is on a CPU: set it to false")
     sampler = build_timestep_sampler(config.timesteps, diffusion.num_timesteps, device=device)
     return TrainState(model, optimizer, Ema(config.ema, model), sampler, fused_norms=config.norms == "fused")
 

@@ -76,8 +76,11 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "channels", "model_channels", "num_res_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)}: must be 1 or more")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)!r}: must be a whole number, 1 or more")
+        for name in ("num_classes", "num_heads", "num_head_channels", "num_heads_upsample"):
+            if type(getattr(self, name)) not in (int, type(None)):
+                raise ValueError(f"model.{name}={getattr(self, name)!r}: must be a whole number, or null")
         for name, choices in CHOICES.items():
             check_choice(f"model.{name}", getattr(self, name), choices)
         if not 0 <= self.dropout < 1:
@@ -248,6 +251,8 @@ def attention_block(config: UNetConfig, channels: int, *, way_up: bool = False) 
 def check_inputs(config: UNetConfig, x: Tensor, model_t: Tensor, *, channels: int) -> None:
     """Raises ValueError unless x is (b, channels, h, w) that all levels can halve, and model_t (b,)."""
     factor = 2 ** (len(config.channel_mult) - 1)
+    if not x.is_floating_point() or model_t.is_complex() or model_t.dtype == torch.bool:
+        raise ValueError(f"x of {x.dtype} and model_t of {model_t.dtype}: x is floating, and model_t a number")
     if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
         raise ValueError(
             f"x of shape {tuple(x.shape)}: this network takes (b, {channels}, h, w), h and w multiples of {factor}"
@@ -256,17 +261,6 @@ def check_inputs(config: UNetConfig, x: Tensor, model_t: Tensor, *, channels: in
         raise ValueError(
             f"model_t of shape {tuple(model_t.shape)} for {len(x)} images: one number an image, ({len(x)},)"
         )
-
-
-def check_labels(y: Tensor, *, images: int, num_classes: int) -> None:
-    """Raises ValueError for labels of another shape or dtype, and, on the CPU, for labels that are none.
-
-    On a GPU a look at them would make the host wait, and a compiler could not look; there the lookup itself fails.
-    """
-    if y.shape != (images,) or y.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"y of shape {tuple(y.shape)} and {y.dtype}: one int64 or int32 label an image, ({images},)")
-    if y.is_cpu and not torch.compiler.is_compiling() and bool(((y < 0) | (y >= num_classes)).any()):
-        raise ValueError(f"y has labels {int(y.min())} to {int(y.max())}; this network knows 0 to {num_classes - 1}")
 
 
 def _down(config: UNetConfig, width: int) -> nn.Module:

@@ -1,10 +1,11 @@
-"""What shapes do the formulas speak of?"""
+"""What shapes do the formulas speak of, and which inputs are none?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, get_args
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -23,3 +24,19 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """Raises ValueError unless value is one of a Literal's."""
     if value not in get_args(choices):
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, get_args(choices)))}")
+
+
+def check_label_kind(y: Tensor, *, images: int) -> None:
+    """Raises ValueError unless y is one whole number an image."""
+    if y.shape != (images,) or y.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"y of shape {tuple(y.shape)} and {y.dtype}: one int64 or int32 label an image, ({images},)")
+
+
+def check_labels(y: Tensor, *, images: int, num_classes: int) -> None:
+    """Raises ValueError for labels of another shape or dtype, and, on the CPU, for labels that are none.
+
+    On a GPU a look at them would make the host wait, and a compiler could not look; there the lookup itself fails.
+    """
+    check_label_kind(y, images=images)
+    if y.is_cpu and not torch.compiler.is_compiling() and bool(((y < 0) | (y >= num_classes)).any()):
+        raise ValueError(f"y has labels {int(y.min())} to {int(y.max())}; this network knows 0 to {num_classes - 1}")

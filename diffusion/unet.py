@@ -10,21 +10,20 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from diffusion.checkpoints import Network
-from diffusion.layers import Embedding, EmbedSequential, GroupNorm, Upsample, project, zero_init
+from diffusion.layers import Embedding, EmbedSequential, GroupNorm, Upsample, handed_out, zero_init
 from diffusion.precision import float32_island, in_torso_dtype
 from diffusion.trunk import (
     TimeEmbedding,
     UNetConfig,
     block_at,
     check_inputs,
-    check_labels,
     input_blocks,
     middle_block,
     res_block,
 )
+from diffusion.types import check_labels
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -83,15 +82,15 @@ class UNet(Network):
         """
         check_inputs(self.config, x, model_t, channels=self.in_channels)
         emb = self._embedding(model_t, y)
-        projected = project(emb, self.torso)
+        for_each = handed_out(emb, self.torso)
         h, skips = in_torso_dtype(self, x), []
         recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for block in self.input_blocks:
-            h = block(h, projected, recompute=recompute)
+            h = block(h, for_each, recompute=recompute)
             skips.append(h)
-        h = self.middle_block(h, projected, recompute=recompute)
+        h = self.middle_block(h, for_each, recompute=recompute)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), projected, recompute=recompute)
+            h = block(torch.cat([h, skips.pop()], dim=1), for_each, recompute=recompute)
         with float32_island(h):
             return self.out(h.to(self.out[-1].weight.dtype))
 
@@ -106,7 +105,7 @@ class UNet(Network):
             if y is not None and self.config.num_classes is not None:
                 check_labels(y, images=len(model_t), num_classes=self.config.num_classes)
                 emb = emb + self.label_emb(y)
-            return functional.silu(emb)
+            return emb
 
 
 def _output_blocks(config: UNetConfig, skips: list[int]) -> nn.ModuleList:

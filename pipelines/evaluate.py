@@ -22,7 +22,7 @@ from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.shards import read_split
 
-VERSION = 2
+VERSION = 3
 BLOCK = 256
 FEATURES_FILE = "features.npz"
 

@@ -35,7 +35,7 @@ from pipelines.shards import read_split
 from pipelines.train import to_tensor, to_unit_range
 from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config
 
-VERSION = 3
+VERSION = 4
 BLOCK = 64  # images a worker evaluates at a time
 PILOT_IMAGES = 8
 NLL_FILE = "nll.npz"

@@ -20,7 +20,7 @@ from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks, worker_device
 from pipelines.trained import TrainStepConfig, load_trained, trained_config
 
-VERSION = 2
+VERSION = 3
 BLOCK = 128  # images a worker draws at a time: the unit of progress, and what a lost worker loses
 GRID_SIDE = 8
 SAMPLES_FILE = "samples.npz"

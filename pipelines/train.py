@@ -66,8 +66,8 @@ def train(config: TrainStepConfig, ctx: StepContext) -> None:
 def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
     """One worker's part of training. All workers hold the same state; rank 0 writes it."""
     torch.set_num_threads(payload["threads"])
-    allow_tf32(False)
     config = from_dict(TrainStepConfig, payload["config"])
+    allow_tf32(config.train.tf32)
     run = TrainingRun(config, spmd, Path(payload["output"]), read_images(Path(payload["dataset"])))
     run.resume()
     run.train(checkpoint_seconds=payload["checkpoint_seconds"])

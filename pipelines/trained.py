@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from diffusion import fused
 from diffusion.gaussian import DiffusionConfig, build_schedule
+from diffusion.precision import allow_tf32
 from diffusion.schedule import NoiseSchedule
 from diffusion.training import TrainConfig
 from diffusion.unet import UNet, UNetConfig
@@ -40,18 +41,27 @@ class TrainedModel:
     diffusion: DiffusionConfig
     schedule: NoiseSchedule
     fused_norms: bool = False
+    tf32: bool = False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Inside, the network computes with the kernels it was trained with."""
         if self.fused_norms:
             fused.compile()
-        with fused.used(self.fused_norms):
-            yield
+        allow_tf32(self.tf32)
+        try:
+            with fused.used(self.fused_norms):
+                yield
+        finally:
+            allow_tf32(False)
 
 
 def placed(network: UNet, device: str) -> UNet:
-    """The network itself on a device; on CPUs with its weights laid out so that convolutions are a tenth faster."""
+    """The network itself on a device; on CPUs with its weights laid out so that convolutions are faster.
+
+    A choice by kind of device, from docs/results/networks.md: one that was measured anew at every start could fall the
+    other way after a resume, and round otherwise. For GPUs it is open; benchmarks/networks.py shows both layouts.
+    """
     if torch.device(device).type == "cpu":
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.to(device)
@@ -62,7 +72,9 @@ def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
     config = trained_config(train_output)
     network = placed(UNet.from_checkpoint(train_output / MODEL_FILE), device).requires_grad_(False)
     fused_norms = config.train.norms == "fused" and device == "cpu"
-    return TrainedModel(network, config.diffusion, build_schedule(config.diffusion).to(device), fused_norms)
+    return TrainedModel(
+        network, config.diffusion, build_schedule(config.diffusion).to(device), fused_norms, config.train.tf32
+    )
 
 
 def trained_config(train_output: Path) -> TrainStepConfig:

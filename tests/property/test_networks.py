@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.guidance import log_probability_gradient
-from diffusion.layers import ResBlock, project
+from diffusion.layers import ResBlock, matrix_product, pointwise, project
 from diffusion.precision import allow_tf32, autocast, to_inference_dtype
 from diffusion.superres import SuperResConfig, SuperResUNet, reduced
-from diffusion.trunk import UNetConfig, check_inputs, check_labels
+from diffusion.trunk import UNetConfig, check_inputs
+from diffusion.types import check_labels
 from diffusion.unet import UNet
 from orchestrator.step import Resources
 from pipelines.blocks import worker_device
@@ -51,7 +52,7 @@ def test_any_multipliers_keep_the_shape_and_a_fresh_network_predicts_zero(mults,
 def test_a_fresh_residual_block_passes_on_what_it_skips(resample):
     block = ResBlock(32, 32, emb_channels=8, dropout=0.0, conditioning="adagn", resample=resample)
     x = draw(2, 32, 4, 4)
-    out = block(x, draw(2, 64))
+    out = block(x, draw(2, 8))
     assert out.shape[2] == {"none": 4, "up": 8, "down": 2}[resample]
     torch.testing.assert_close(out.mean(dim=(2, 3)), x.mean(dim=(2, 3)), rtol=0, atol=1e-6)
 
@@ -133,10 +134,79 @@ def test_16_bits_by_autocast_stay_near_float32_and_embeddings_and_head_are_float
         expected = network(x, t).double()
         with autocast("cpu", precision):
             found = network(x, t)
-            dtypes["projection"] = next(project(torch.zeros(3, 128), network.torso)).dtype
+            dtypes["projection"] = next(project(torch.zeros(3, 128), network.torso)).values.dtype
     assert dtypes["embedding"] == dtypes["projection"] == found.dtype == torch.float32
     assert dtypes["torso"] == {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     close(found, expected, tolerance)
+
+
+CONVOLUTIONS = {
+    "unet": lambda: UNet(replace(BASE, resampling="conv"), out_channels=3),
+    "superres": lambda: SuperResUNet(SuperResConfig(unet=replace(BASE, resampling="residual"), small_size=4), 3),
+    "classifier": lambda: NoisyClassifier(ClassifierConfig(encoder=BASE, num_classes=5)),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_16_bit_weights_are_the_convolutions_of_the_torso_and_no_others(kind):
+    network = to_inference_dtype(CONVOLUTIONS[kind](), "fp16")
+    halved = {name for name, tensor in network.state_dict().items() if tensor.dtype == torch.float16}
+    convolutions = {
+        name
+        for name, tensor in network.state_dict().items()
+        if name.startswith(("input_blocks.", "middle_block.", "output_blocks."))
+        # Kernels have three or four axes; a bias is the convolution's if its kernel is beside it.
+        if network.state_dict()[name.rpartition(".")[0] + ".weight"].ndim > 2
+    }
+    assert halved == convolutions
+    assert any(".qkv." in name for name in halved)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_projection_of_pixels_is_the_same_as_convolution_and_as_matrix_product(size):
+    conv, x = torch.nn.Conv1d(6, 9, 1).double(), draw(2, 6, size, size).double()
+    assert torch.allclose(pointwise(conv, x), matrix_product(conv, x), rtol=1e-13, atol=1e-13)
+
+
+WATCHED = {
+    "unet": lambda: UNet(replace(BASE, resampling="residual", num_classes=3), out_channels=6),
+    "unet, additive": lambda: UNet(replace(BASE, conditioning="additive", dropout=0.1), out_channels=3),
+    "superres": lambda: SuperResUNet(SuperResConfig(unet=BASE, small_size=4), out_channels=3),
+    "classifier": lambda: NoisyClassifier(ClassifierConfig(encoder=BASE, num_classes=5)),
+}
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_hooks_on_any_layer_see_it_called_and_change_nothing(kind):
+    network = randomized(WATCHED[kind]())
+    inputs = {name: value + 1 for name, value in network.example_inputs(2).items()}
+    with torch.no_grad():
+        expected = network(**inputs)
+        seen = set()
+        handles = [
+            module.register_forward_hook(lambda *_, name=name: seen.add(name))
+            for name, module in network.named_modules()
+        ]
+        close(network(**inputs), expected.double())
+        assert {name for name, module in network.named_modules() if not list(module.children())} <= seen
+        for handle in handles:
+            handle.remove()
+        assert torch.equal(network(**inputs), expected)
+
+
+@pytest.mark.parametrize("conditioning", ["adagn", "additive"])
+def test_blocks_are_called_with_the_embedding_as_the_published_ones_are(conditioning):
+    network = randomized(UNet(replace(BASE, conditioning=conditioning, resampling="residual"), out_channels=3))
+    x, t = draw(2, 3, 16, 16), torch.tensor([1.0, 500.0])
+    with torch.no_grad():
+        emb, h, skips = network.time_embed(t), x, []
+        for block in network.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = network.middle_block(h, emb)
+        for block in network.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        close(network.out(h), network(x, t).double())
 
 
 def test_the_sinusoids_of_t_are_those_of_float32_whatever_the_network_is_in():
@@ -223,6 +293,10 @@ def superres():
         (lambda: check_inputs(BASE, draw(2, 1, 8, 8), draw(2), channels=3), r"takes \(b, 3, h, w\)"),
         (lambda: check_inputs(BASE, draw(2, 3, 8, 8), draw(3), channels=3), r"model_t of shape \(3,\) for 2 images"),
         (lambda: check_inputs(BASE, draw(2, 3, 8, 8), draw(2, 1), channels=3), r"t of shape \(2, 1\)"),
+        (lambda: check_inputs(BASE, draw(2, 3, 8, 8).byte(), draw(2), channels=3), r"x of torch.uint8"),
+        (lambda: check_inputs(BASE, draw(2, 3, 8, 8), draw(2) > 0, channels=3), r"model_t of torch.bool"),
+        (lambda: config(num_classes=True), r"num_classes=True: must be a whole number, or null"),
+        (lambda: superres()(draw(1, 3, 8, 8), draw(1), low_res=draw(1, 3, 4, 4)), r"takes .* of shape \(1, 3, 2, 2\)"),
         (lambda: check_labels(torch.tensor([0, 9]), images=2, num_classes=9), r"0 to 9; this network knows 0 to 8"),
         (lambda: check_labels(torch.tensor([0, -1]), images=2, num_classes=9), r"-1 to 0"),
         (lambda: check_labels(torch.tensor([0.0, 1.0]), images=2, num_classes=9), r"torch.float32"),
@@ -236,12 +310,16 @@ def test_what_does_not_fit_is_refused_by_name(build, complaint):
 
 WRONG_CHOICES = """
 from dataclasses import replace
+import torch
 from diffusion.classifier import ClassifierConfig
+from diffusion.guidance import classifier_guide, log_probability_gradient
 from diffusion.openai_checkpoints import load_published
 from diffusion.unet import UNet, UNetConfig
 
 base = UNetConfig(image_size=8, channel_mult=(1, 2), attention_resolutions=())
 network = UNet(base, out_channels=3)
+logits = lambda x, t: x.mean(dim=(2, 3))
+two = {"x_t": torch.zeros(2, 3, 8, 8), "model_t": torch.zeros(2)}
 for attempt in (
     lambda: replace(base, attention_layout="newer"),
     lambda: replace(base, conditioning="film"),
@@ -249,6 +327,10 @@ for attempt in (
     lambda: replace(base, residual_scale="2"),
     lambda: ClassifierConfig(encoder=base, pool="max"),
     lambda: load_published(network, network.state_dict(), attention_layout="newer"),
+    lambda: replace(base, image_size=16.0),
+    lambda: log_probability_gradient(logits, **two, y=torch.zeros(1).long()),
+    lambda: log_probability_gradient(logits, **two, y=torch.zeros(2)),
+    lambda: classifier_guide(logits, y=torch.zeros(2, 1).long(), guidance_scale=1.0),
 ):
     try:
         attempt()
@@ -267,12 +349,33 @@ def test_a_choice_that_is_none_is_refused_also_where_nothing_checks_types():
         "model.residual_scale='2': must be one of '1', '1/sqrt(2)'",
         "classifier.pool='max': must be one of 'attention', 'adaptive', 'spatial', 'spatial_v2'",
         "attention_layout='newer': must be one of 'legacy', 'new'",
+        "model.image_size=16.0: must be a whole number, 1 or more",
+        "y of shape (1,) and torch.int64: one int64 or int32 label an image, (2,)",
+        "y of shape (2,) and torch.float32: one int64 or int32 label an image, (2,)",
+        "y of shape (2, 1) and torch.int64: one int64 or int32 label an image, (2,)",
     ], ended.stderr
+
+
+def test_an_image_and_its_small_one_may_both_be_of_another_size():
+    network = randomized(superres())
+    assert network(draw(2, 3, 8, 8), draw(2), low_res=draw(2, 3, 2, 2)).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("y", "complaint"),
+    [
+        (torch.tensor([0, 5]), r"0 to 5; this network knows 0 to 4"),
+        (torch.tensor([0, -1]), r"-1 to 0"),
+    ],
+)
+def test_a_classifiers_gradient_is_of_one_known_label_an_image(y, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        log_probability_gradient(classifier(), x_t=draw(2, 3, 16, 16), model_t=torch.zeros(2), y=y)
 
 
 def test_a_small_image_of_another_size_is_refused():
     network = superres()
-    with pytest.raises(ValueError, match=r"this network takes \(2, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"of shape \(2, 3, 4, 4\) beside x"):
         network(draw(2, 3, 16, 16), torch.zeros(2), low_res=draw(2, 3, 8, 8))
 
 

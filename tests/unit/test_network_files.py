@@ -72,6 +72,16 @@ def test_a_file_gives_the_network_back_with_its_config_and_its_outputs(tmp_path,
     assert [file.name for file in tmp_path.iterdir()] == ["network.safetensors"]
 
 
+def test_float64_weights_come_back_as_float64_and_are_not_rounded_into_a_smaller_network(tmp_path):
+    network = randomized(NETWORKS["unet"]()).double()
+    network.out[2].bias.data += 1e-12
+    network.save(tmp_path / "network.safetensors")
+    found = UNet.from_checkpoint(tmp_path / "network.safetensors")
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+    with pytest.raises(ValueError, match=r"float64, and this network would round them: call .double\(\)"):
+        load_weights(NETWORKS["unet"](), network.state_dict(), of="weights")
+
+
 def test_the_layout_of_attention_is_in_the_file(tmp_path):
     UNet(replace(BASE, attention_layout="new"), out_channels=3).save(tmp_path / "network.safetensors")
     assert UNet.from_checkpoint(tmp_path / "network.safetensors").config.attention_layout == "new"
@@ -135,18 +145,20 @@ def test_a_file_that_is_cut_short_or_says_nothing_of_a_network_is_refused(tmp_pa
 def test_every_published_file_is_read_and_written_back_without_loss(tmp_path, monkeypatch, name):
     model = reduced(PUBLISHED[name])
     network = randomized(model.build())
-    torch.save(network.state_dict(), tmp_path / "model.pt")
+    written = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    torch.save(written, tmp_path / "model.pt")
     monkeypatch.setattr("diffusion.openai_checkpoints.PUBLISHED", {name: model})
     monkeypatch.setattr("diffusion.openai_checkpoints._published_shapes", lambda name: shapes_of(network))
     found = from_published(tmp_path / "model.pt")
     assert not found.training
+    assert all(torch.equal(tensor, written[key]) for key, tensor in found.state_dict().items())
     layout = getattr(found.config, "encoder", found.config).attention_layout
     other = "legacy" if layout == "new" else "new"
     # Out in the other layout, and in again from there.
     load_published(network, to_published(found, attention_layout=other), attention_layout=other)
     back = to_published(network, attention_layout=layout)
-    assert list(back) == list(found.state_dict())
-    assert all(torch.equal(back[key], tensor) for key, tensor in found.state_dict().items())
+    assert list(back) == list(written)
+    assert all(torch.equal(back[key], tensor) for key, tensor in written.items())
 
 
 def test_attention_layouts_are_permutations_of_each_other_and_draw_the_same():

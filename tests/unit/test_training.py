@@ -107,6 +107,11 @@ def test_a_step_looks_at_nothing_it_computes_so_that_a_gpu_is_never_waited_for(t
         state.divergence.check()  # once in many steps it has to
 
 
+def test_tf32_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match=r"train.tf32=true is of GPUs"):
+        fresh_state(tf32=True)
+
+
 def test_dropout_leaves_the_callers_random_numbers_alone():
     state = fresh_state(dropout=0.5)
     torch.manual_seed(7)
