@@ -15,13 +15,11 @@ from hypothesis import strategies as st
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.guidance import log_probability_gradient
 from diffusion.layers import ResBlock, matrix_product, pointwise, project
-from diffusion.precision import allow_tf32, autocast, to_inference_dtype
+from diffusion.precision import autocast, to_inference_dtype
 from diffusion.superres import SuperResConfig, SuperResUNet, reduced
 from diffusion.trunk import UNetConfig, check_inputs
 from diffusion.types import check_labels
 from diffusion.unet import UNet
-from orchestrator.step import Resources
-from pipelines.blocks import worker_device
 from tests.networks import BASE, close, draw, randomized
 
 ROOT = Path(__file__).parents[2]
@@ -224,13 +222,6 @@ def test_a_whole_network_of_16_bits_is_near_float32_too():
     with torch.no_grad():
         expected = network(x, t).double()
         close(network.to(torch.bfloat16)(x, t), expected, 8e-2)
-
-
-def test_float32_on_a_gpu_is_float32_where_the_pipeline_runs():
-    allow_tf32(True)
-    worker_device(Resources(cpus_per_worker=torch.get_num_threads()))
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_classifier_with_16_bit_weights_gives_float32_logits():
