@@ -91,6 +91,7 @@ class Contestant:
 
 def contestants(config: UNetConfig, options: argparse.Namespace, device: str) -> dict[str, Contestant]:
     """All implementations that are asked for, with the same weights where they are the same function."""
+    declare_missing_torchvision_operators()
     torch.manual_seed(0)
     plain = _randomized(UNet(config, out_channels=3)).to(device)
     classifier = _classifier(config).to(device)
@@ -171,7 +172,6 @@ def _is_diffusers(network: UNet) -> bool:
 
 
 def _diffusers(network: UNet, *, channels_last: bool) -> Contestant:
-    declare_missing_torchvision_operators()
     from diffusers import UNet2DModel
 
     exported = to_diffusers(network)
