@@ -67,13 +67,6 @@ def normal(
     return values.to(torch.float32).reshape(len(index), *shape)
 
 
-def permutation(seed: int, stream: int, epoch: int, n: int) -> Int64[Tensor, "n"]:
-    """A shuffled 0..n-1: the order that sorts keyed 64-bit draws, ties broken by index."""
-    words = random_uint32(seed=seed, stream=stream, step=epoch, index=torch.arange(n), count=2)
-    keys = (words[:, 0] - 2**31) * 2**32 + words[:, 1]
-    return torch.argsort(keys, stable=True)
-
-
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], *, key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox-4x32-10 of counters given as four int64 tensors of 32-bit words."""
     c0, c1, c2, c3 = counter
