@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +112,14 @@ class DecodedCache:
         self._make_room(decoded_bytes(self.manifest, rows=rows, files=1))
         height, width, channels = self.manifest.shape
         labels: list[np.ndarray] = []
-        with _NewFile(self.folder, f"{key}-pixels.npy", np.dtype(np.uint8), (rows, channels, height, width)) as file:
+        with _new_file(self.folder, f"{key}-pixels.npy", np.dtype(np.uint8), (rows, channels, height, width)) as write:
             for shard in shards:
                 images = decode(self.dataset, shard, self.manifest)
                 # As training wants them: moved once here, and not at every step.
-                file.write(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2)))
+                write(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2)))
                 labels.append(images.labels)
-        with _NewFile(self.folder, f"{key}-labels.npy", LABEL, (rows,)) as file:
-            file.write(np.concatenate(labels))
+        with _new_file(self.folder, f"{key}-labels.npy", LABEL, (rows,)) as write:
+            write(np.concatenate(labels))
         found = self._find(key, rows)
         assert found is not None
         return found
@@ -173,36 +173,35 @@ def decode(dataset: Path, shard: dict[str, Any], manifest: Manifest) -> ImageSet
     return images.require(image_size=height, num_classes=len(manifest.classes))
 
 
-class _NewFile:
-    """An array's file that is there under its name when all has been written, and not before."""
+@contextmanager
+def _new_file(
+    folder: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """What writes an array's next values to a file that is there under its name when all have been, not before."""
+    with _naming(folder):
+        # Unbuffered: nothing is left to be written, and to fail, when it is closed.
+        stream = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            dir=folder, prefix=f"{name}.", suffix=".partial", delete=False, buffering=0
+        )
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._folder, self._name = folder, name
+    def write(values: np.ndarray) -> None:
+        left = values.data.cast("B")
         with _naming(folder):
-            self._stream = tempfile.NamedTemporaryFile(  # noqa: SIM115
-                dir=folder, prefix=f"{name}.", suffix=".partial", delete=False
-            )
+            while left:
+                left = left[stream.write(left) :]
+
+    partial = Path(stream.name)
+    try:
+        with stream:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(self._stream, header)
-
-    def __enter__(self) -> _NewFile:
-        return self
-
-    def write(self, values: np.ndarray) -> None:
-        """The next of its values."""
-        with _naming(self._folder):
-            self._stream.write(values.data)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        written = Path(self._stream.name)
-        try:
-            with _naming(self._folder), self._stream:
-                if kind is None:
-                    self._stream.flush()
-                    os.fsync(self._stream.fileno())
-                    written.replace(self._folder / self._name)
-        finally:
-            written.unlink(missing_ok=True)
+            with _naming(folder):
+                np.lib.format.write_array_header_1_0(stream, header)
+            yield write
+            with _naming(folder):
+                os.fsync(stream.fileno())
+                partial.replace(folder / name)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
