@@ -44,8 +44,11 @@ class KeyedPermutation:
     def _walked(self, numbers: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
         assert bool(((numbers >= 0) & (numbers < self.n)).all())
         numbers = turn(numbers)
-        while (outside := numbers >= self.n).any():
-            numbers[outside] = turn(numbers[outside])
+        outside = (numbers >= self.n).nonzero()[:, 0]
+        while len(outside):
+            walked = turn(numbers.index_select(0, outside))
+            numbers.index_copy_(0, outside, walked)
+            outside = outside.masked_select(walked >= self.n)
         return numbers
 
     def _forward(self, numbers: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class ShuffledOrder:
     def rows(self, positions: Tensor) -> Tensor:
         """The image at each position (int64)."""
         windows, rows = self.windows(positions), torch.empty_like(positions)
-        for window in windows.unique().tolist():
+        for window in _few(windows).tolist():
             here = windows == window
             rows[here] = self._rows_in(window, positions[here])
         return rows
@@ -67,13 +67,15 @@ class ShuffledOrder:
         """The window each position lies in (int64)."""
         if self.windows_per_epoch == 1:
             return positions // self.count
-        epochs, which = (positions // self.count).unique(return_inverse=True)
-        short = torch.tensor([self._short_slot(epoch) for epoch in epochs.tolist()], dtype=torch.int64)[which]
+        epochs = positions // self.count
+        asked = _few(epochs)
+        slots = torch.tensor([self._short_slot(epoch) for epoch in asked.tolist()])
+        short = slots.index_select(0, torch.searchsorted(asked, epochs))
         ends = self._images_before((short // self.window_shards + 1) * self.window_shards, short)
         place = positions % self.count
         # Behind the window with the short shard, a position is where it would be if that shard were full.
         place = torch.where(place < ends, place, place + self._missing)
-        return epochs[which] * self.windows_per_epoch + place // (self.window_shards * self.shard_rows)
+        return epochs * self.windows_per_epoch + place // (self.window_shards * self.shard_rows)
 
     def shards_of(self, window: int) -> list[int]:
         """The shards a window holds, in the order of the epoch."""
@@ -96,7 +98,8 @@ class ShuffledOrder:
             return shuffled
         place = start + shuffled
         place = torch.where(place < self._images_before(short + 1, short), place, place + self._missing)
-        return self._shard_order(epoch).at(place // self.shard_rows) * self.shard_rows + place % self.shard_rows
+        shards = torch.tensor(self.shards_of(window)).index_select(0, place // self.shard_rows - first)
+        return shards * self.shard_rows + place % self.shard_rows
 
     def _images_before(self, slots: Tensor, short: Tensor) -> Tensor:
         """How many images of the epoch come before a slot, when the last shard stands in the slot `short`."""
@@ -107,3 +110,8 @@ class ShuffledOrder:
 
     def _shard_order(self, epoch: int) -> KeyedPermutation:
         return keyed_permutation(self.shards, seed=self.seed, stream=SHARD_ORDER, step=epoch)
+
+
+def _few(numbers: Tensor) -> Tensor:
+    """Those there are, in order: quick where equal ones stand together."""
+    return numbers.unique_consecutive().unique()

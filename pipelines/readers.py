@@ -22,7 +22,7 @@ from pipelines.shards import Manifest, Split
 
 Share = slice | Tensor
 """Which examples of the global batch: a slice, or their indices (int64)."""
-AT_ONCE = 8192  # positions whose rows are worked out together: one by one they would cost more than the images
+AT_ONCE = 2**15  # positions whose rows are worked out together: one by one they would cost more than the images
 
 
 class Batch(NamedTuple):
