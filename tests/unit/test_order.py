@@ -90,6 +90,8 @@ def test_a_position_far_into_a_large_data_set_costs_no_list_of_its_images() -> N
     rows = order.rows(positions)
     shards = [order.shards_of(int(window)) for window in order.windows(positions)]
     assert all(int(row) // 2**14 in held for row, held in zip(rows, shards, strict=True))
+    small = ShuffledOrder(seed=0, count=60, shard_rows=7, window_shards=2)
+    assert len(small.rows(torch.tensor([0, 2**32]))) == 2  # nor one of the epochs between
 
 
 def test_a_window_is_as_many_shards_as_the_mebibytes_hold_and_at_least_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from orchestrator.errors import DamagedArtifact
 from pipelines import decoded
-from pipelines.decoded import decoded_bytes
+from pipelines.decoded import MIB, decoded_bytes
 from pipelines.order import ShuffledOrder
 from pipelines.readers import ImageReader, ResidentReader, Share, StreamingReader, open_reader
 from pipelines.shards import Manifest
@@ -182,10 +183,28 @@ def test_a_window_that_is_not_needed_yet_is_read_while_the_one_before_is_in_use(
         assert sorted(reader._windows) == [0, 1]
 
 
-def test_memory_for_less_than_two_windows_is_refused_with_what_would_help(dataset: Path, tmp_path: Path) -> None:
-    settings = {"seed": 0, "batch_size": BATCH, "shuffle_bytes": 2 * SHARD_ROWS * PIXELS, "cache": tmp_path}
-    with pytest.raises(ValueError, match=r"take 1 MiB of a node: raise --data-mib to that"):
-        open_reader(dataset, "train", **settings, memory_bytes=two_windows(dataset) - 1)
+def test_memory_for_less_than_two_windows_is_refused_with_what_would_help(tmp_path: Path) -> None:
+    rows = 5461  # as 64x64 images lie in shards
+    shards = tuple({"split": "train", "file": "", "rows": rows, "sha256": ""} for _ in range(100))
+    Manifest(
+        source="", shape=(64, 64, 3), classes=(), images={"train": 100 * rows}, images_per_class={}, mean=[], std=[],
+        shards=shards,
+    ).write(tmp_path)  # fmt: skip
+
+    def opened(*, shuffle_mib: int, data_mib: int) -> None:
+        open_reader(
+            tmp_path, "train", seed=0, batch_size=BATCH, shuffle_bytes=shuffle_mib * MIB, memory_bytes=data_mib * MIB,
+            cache=tmp_path,
+        ).close()  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"data_mib=1024: .* or lower train\.shuffle_mib below 512") as refused:
+        opened(shuffle_mib=1024, data_mib=1024)
+    needed = re.search(r"take (\d+) MiB of a node: raise --data-mib to that", str(refused.value))
+    assert needed is not None
+    opened(shuffle_mib=1024, data_mib=int(needed[1]))
+    opened(shuffle_mib=511, data_mib=1024)
+    with pytest.raises(ValueError, match=r"raise --data-mib to that$"):
+        opened(shuffle_mib=1, data_mib=100)  # one shard is too much already
 
 
 def spoil(dataset: Path, copy: Path, file: str, how: str) -> Path:
