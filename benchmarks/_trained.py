@@ -16,9 +16,11 @@ from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
 from pipelines.data import dataset_step
+from pipelines.decoded import MIB
 from pipelines.presets import tiny
+from pipelines.readers import open_reader
 from pipelines.shards import read_split
-from pipelines.train import EpochOrder, build_network, read_images, to_tensor, to_unit_range
+from pipelines.train import build_network, to_tensor, to_unit_range
 from pipelines.trained import TrainedModel
 
 
@@ -30,13 +32,17 @@ def trained_model(*, steps: int, loss: str = "hybrid") -> tuple[TrainedModel, Te
     dataset = dataset_step(base.data)
     materialize([dataset], store, backend=LocalBackend(), resources=Resources())
     folder: Path = store.path(dataset)
-    images = read_images(folder)
     network = build_network(base.model, diffusion, seed=0)
     state, schedule = build_train_state(base.train, diffusion, network), build_schedule(diffusion)
-    order, index = EpochOrder(seed=0, count=len(images)), torch.arange(base.train.batch_size)
-    for step in range(steps):
-        x_start = to_unit_range(images[order.rows(step * base.train.batch_size + index)])
-        train_step(state, network, diffusion, schedule, x_start=x_start, index=index, step=step, seed=0)
+    reader = open_reader(
+        folder, "train", seed=0, batch_size=base.train.batch_size, shuffle_bytes=base.train.shuffle_mib * MIB,
+        memory_bytes=2**30, cache=Path(tempfile.mkdtemp()),
+    )  # fmt: skip
+    index = torch.arange(base.train.batch_size)
+    with reader:
+        for step in range(steps):
+            x_start = to_unit_range(reader.batch(step, slice(None)).images)
+            train_step(state, network, diffusion, schedule, x_start=x_start, index=index, step=step, seed=0)
     network.load_state_dict(state.ema_weights())
     network.eval().requires_grad_(False)
     return TrainedModel(network, diffusion, schedule), to_unit_range(to_tensor(read_split(folder, "test").images))

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-# Streams: draws for different purposes never share a counter.
+# Streams: draws for different purposes never share a counter. A new one goes to the end: the others keep their draws.
 TIMESTEP, TRAIN_NOISE, SAMPLE_INIT, SAMPLE_NOISE, NLL_DRAWN_NOISE, NLL_TIMESTEP, PILOT, DATA_ORDER, NLL_NOISE = range(9)
+SHARD_ORDER, AUGMENTATION = range(9, 11)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -64,13 +65,6 @@ def normal(
     angle = (2.0 * math.pi * 2.0**-32) * words[:, pairs:]
     values = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count]
     return values.to(torch.float32).reshape(len(index), *shape)
-
-
-def permutation(seed: int, stream: int, epoch: int, n: int) -> Int64[Tensor, "n"]:
-    """A shuffled 0..n-1: the order that sorts keyed 64-bit draws, ties broken by index."""
-    words = random_uint32(seed=seed, stream=stream, step=epoch, index=torch.arange(n), count=2)
-    keys = (words[:, 0] - 2**31) * 2**32 + words[:, 1]
-    return torch.argsort(keys, stable=True)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], *, key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -44,6 +44,10 @@ class TrainConfig:
     """The averages of the weights."""
     timesteps: TimestepConfig = field(default_factory=UniformConfig)
     """How t is drawn."""
+    shuffle_mib: int = 1024
+    """Images are shuffled among so many MiB of pixels, drawn anew every epoch; all of a data set that is smaller."""
+    flip: bool = False
+    """Mirror half of the images left to right, as ADM does and IDDPM does not."""
     norms: Norms = "torch"
     """fused: an operator of our own (fused.py), on CPUs, where it is compiled first; other rounding, more speed."""
     tf32: bool = False
@@ -51,7 +55,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choice("train.norms", self.norms, Norms)
-        for name in ("images", "batch_size"):
+        for name in ("images", "batch_size", "shuffle_mib"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be 1 or more")
         for name in ("lr", "eps"):

@@ -32,6 +32,8 @@ class Resources:
     gpus_per_worker: float = 0.0
     checkpoint_seconds: float = 30.0
     """Longest time between two checkpoints of a step that keeps them."""
+    data_mib: int = 8192
+    """MiB of decoded inputs that a node may hold."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus_per_worker < 1:
@@ -41,6 +43,8 @@ class Resources:
             raise ValueError(f"gpus_per_worker={gpus}: must be 0, a part of 1, or a whole number")
         if not 0 < self.checkpoint_seconds < math.inf:
             raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be more than 0, and finite")
+        if self.data_mib < 1:
+            raise ValueError(f"data_mib={self.data_mib}: must be at least 1")
 
 
 StepFunction = Callable[[Any, "StepContext"], None]

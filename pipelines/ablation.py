@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import tyro
@@ -227,7 +228,8 @@ def run_study(
         store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
     )
     outcome = run_experiment(
-        experiment, plan, check, store=store, tracker=tracker, launcher=launcher, resources=resources,
+        experiment, plan, partial(check, data_mib=places.data_mib),
+        store=store, tracker=tracker, launcher=launcher, resources=resources,
         presentation=PRESENTATION, display=Display(),
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))

@@ -46,6 +46,8 @@ class Places:
     """GPUs of each worker."""
     checkpoint_seconds: float = 30.0
     """Training keeps a checkpoint about so often, after whole windows of 10 steps."""
+    data_mib: int = 8192
+    """MiB of decoded images that a node may hold for a training; a data set that takes more streams by."""
     address: str | None = os.environ.get("RAY_ADDRESS") or None
     """A running Ray cluster; by default the one RAY_ADDRESS names."""
 
@@ -65,6 +67,7 @@ class Places:
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker,
             checkpoint_seconds=self.checkpoint_seconds,
+            data_mib=self.data_mib,
         )
 
 

@@ -18,15 +18,17 @@ class MetricsWindow:
         self._images_seen = images_seen
         self._began = time.monotonic()
         self._rows: list[StepMetrics] = []
+        self._data_waits: list[float] = []
 
     @property
     def is_empty(self) -> bool:
         """Whether all that was measured is in the journal."""
         return not self._rows
 
-    def add(self, measured: StepMetrics) -> None:
-        """Keep one step's numbers."""
+    def add(self, measured: StepMetrics, *, data_wait: float) -> None:
+        """Keep one step's numbers, and the seconds it waited for its images."""
         self._rows.append(measured)
+        self._data_waits.append(data_wait)
 
     def close(self, images_seen: int) -> dict[str, float]:
         """The means, also of the loss in each quarter of t (_q0 nearest t = 0), and the speed; begins the next window.
@@ -40,5 +42,6 @@ class MetricsWindow:
         now = time.monotonic()
         images_per_second = (images_seen - self._images_seen) / max(now - self._began, 1e-9)
         self.last = {"loss": round(means["loss"], 4), "img/s": round(images_per_second, 1)}
-        self._images_seen, self._began, self._rows = images_seen, now, []
-        return {**means, **quarters, "images_per_second": images_per_second}
+        data_wait = sum(self._data_waits) / len(self._data_waits)
+        self._images_seen, self._began, self._rows, self._data_waits = images_seen, now, [], []
+        return {**means, **quarters, "images_per_second": images_per_second, "data_wait": data_wait}

@@ -8,20 +8,27 @@ from pathlib import Path
 from orchestrator.step import Step
 from pipelines.configs import RunConfig
 from pipelines.data import dataset_step
+from pipelines.decoded import MIB
 from pipelines.evaluate import features_step, metrics_step, reference_step
 from pipelines.nll import nll_step
+from pipelines.readers import check_memory
 from pipelines.sample import sample_step
 from pipelines.shards import count_images
 from pipelines.train import train_step_of
 
 
-def check(config: RunConfig, sources: Mapping[str, Path]) -> None:
-    """Raises ValueError when the config asks for more held-out images than the data set has."""
+def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> None:
+    """Raises ValueError when the config asks for more held-out images than the data set has.
+
+    Also when data_mib, which a node may hold of decoded images, is too little to shuffle them as the config says.
+    """
     images = count_images(sources["dataset"], "test")
     asked = {"nll.images": config.nll.images or 0, "metrics.kid_subset_size": config.metrics.kid_subset_size}
     for name, count in asked.items():
         if count > images:
             raise ValueError(f"{name}={count}: {config.data.source} has {images} held-out images; ask for at most that")
+    shuffle_bytes = config.train.shuffle_mib * MIB
+    check_memory(sources["dataset"], "train", shuffle_bytes=shuffle_bytes, memory_bytes=data_mib * MIB)
 
 
 def plan(config: RunConfig) -> dict[str, Step]:

@@ -45,7 +45,7 @@ def command(role: str, what: str) -> Callable[..., int]:
             )
         store, resources, steps = places.artifact_store(), places.resources(), plan(config)
         prepare_sources(list(steps.values()), store, resources)
-        check(config, {"dataset": store.path(steps["dataset"])})
+        check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
             work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
             while not work.wait(WAIT_SECONDS):

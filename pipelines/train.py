@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusion.augment import flipped
 from diffusion.checkpoints import HEADER, header_of
 from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.precision import allow_tf32
-from diffusion.randomness import DATA_ORDER, permutation
 from diffusion.training import TrainConfig, TrainState, build_train_state, train_step
 from diffusion.transfer import sent
 from diffusion.unet import UNet, UNetConfig
@@ -29,11 +30,12 @@ from orchestrator.checkpoint import CheckpointDirectory
 from orchestrator.config import canonical_json, from_dict, to_dict
 from orchestrator.journal import Journal
 from orchestrator.step import JOURNAL_FILE, Step, StepContext, write_progress
+from pipelines.decoded import MIB, cache_folder
 from pipelines.metrics_window import MetricsWindow
-from pipelines.shards import read_split
+from pipelines.readers import ImageReader, open_reader
 from pipelines.trained import CONFIG, MODEL_FILE, TrainStepConfig, placed
 
-VERSION = 2
+VERSION = 3
 LOG_EVERY_STEPS = 10
 PROGRESS_SECONDS = 1.0
 
@@ -57,6 +59,7 @@ def train(config: TrainStepConfig, ctx: StepContext) -> None:
         "output": str(ctx.output),
         "threads": ctx.resources.cpus_per_worker,
         "checkpoint_seconds": ctx.resources.checkpoint_seconds,
+        "data_mib": ctx.resources.data_mib,
     }
     name = f"{ctx.output.parent.name}-{ctx.output.name}"
     summary = ctx.backend.spmd(train_worker, payload, name=name, resources=ctx.resources)
@@ -68,16 +71,33 @@ def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(payload["threads"])
     config = from_dict(TrainStepConfig, payload["config"])
     allow_tf32(config.train.tf32)
-    run = TrainingRun(config, spmd, Path(payload["output"]), read_images(Path(payload["dataset"])))
-    run.resume()
-    run.train(checkpoint_seconds=payload["checkpoint_seconds"])
+    reader = open_reader(
+        Path(payload["dataset"]), "train", seed=config.seed, batch_size=config.train.batch_size,
+        shuffle_bytes=config.train.shuffle_mib * MIB, memory_bytes=payload["data_mib"] * MIB, cache=cache_folder(),
+    )  # fmt: skip
+    with reader:
+        run = TrainingRun(config, spmd, Path(payload["output"]), reader)
+        run.resume()
+        run.train(checkpoint_seconds=payload["checkpoint_seconds"])
     return run.finish() if spmd.rank == 0 else {}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a worker trains on in one step."""
+
+    step: int
+    index: Tensor
+    """Of each example within the global batch."""
+    x_start: Tensor
+    data_wait: float
+    """Seconds until the reader had the images."""
 
 
 class TrainingRun:
     """The state of one worker's training and where it is kept."""
 
-    def __init__(self, config: TrainStepConfig, spmd: SpmdContext, output: Path, images: Tensor) -> None:
+    def __init__(self, config: TrainStepConfig, spmd: SpmdContext, output: Path, reader: ImageReader) -> None:
         if config.train.batch_size % spmd.world_size:
             raise ValueError(
                 f"train.batch_size={config.train.batch_size} cannot be shared evenly by {spmd.world_size} workers: "
@@ -86,7 +106,7 @@ class TrainingRun:
         self.config = config
         self.spmd = spmd
         self.output = output
-        self.images = images.to(spmd.device)
+        self.reader = reader
         self.schedule = build_schedule(config.diffusion).to(spmd.device)
         self.network = placed(build_network(config.model, config.diffusion, seed=config.seed), spmd.device)
         self.state: TrainState = build_train_state(config.train, config.diffusion, self.network)
@@ -116,16 +136,16 @@ class TrainingRun:
         """Train until train.images have been seen, journaling means over windows of LOG_EVERY_STEPS steps."""
         window = MetricsWindow(self.state.images_seen)
         saved = shown = time.monotonic()
-        for step, index, x_start in self._batches():
+        for examples in self._batches():
             measured = train_step(
                 self.state, self.module, self.config.diffusion, self.schedule,
-                x_start=x_start, index=index, step=step, seed=self.config.seed,
+                x_start=examples.x_start, index=examples.index, step=examples.step, seed=self.config.seed,
             )  # fmt: skip
             if self.spmd.rank > 0:
                 continue
-            window.add(measured)
+            window.add(measured, data_wait=examples.data_wait)
             now = time.monotonic()
-            if (step + 1) % LOG_EVERY_STEPS == 0 or self._ended():
+            if (examples.step + 1) % LOG_EVERY_STEPS == 0 or self._ended():
                 self._log(window.close(self.state.images_seen))
             if now - shown >= PROGRESS_SECONDS:
                 self._show(window)
@@ -158,17 +178,20 @@ class TrainingRun:
         config = canonical_json(to_dict(self.config))
         self.network.save(self.output / file, weights=self.state.ema_weights(rate), metadata={CONFIG: config})
 
-    def _batches(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(step, index of each example within the global batch, x_start) for this rank, until training ends."""
-        batch_size = self.config.train.batch_size
-        share = batch_size // self.spmd.world_size
-        share_of_batch = torch.arange(self.spmd.rank * share, (self.spmd.rank + 1) * share)
-        index = share_of_batch.to(self.spmd.device)
-        order = EpochOrder(seed=self.config.seed, count=len(self.images))
+    def _batches(self) -> Iterator[Examples]:
+        """This rank's share of every batch, until training ends."""
+        train, seed = self.config.train, self.config.seed
+        share = train.batch_size // self.spmd.world_size
+        mine = slice(self.spmd.rank * share, (self.spmd.rank + 1) * share)
+        index = torch.arange(train.batch_size)[mine].to(self.spmd.device)
         while not self._ended():
-            step = self.state.images_seen // batch_size
-            rows = sent(order.rows(step * batch_size + share_of_batch), self.spmd.device)
-            yield step, index, to_unit_range(self.images[rows])
+            step, began = self.state.images_seen // train.batch_size, time.monotonic()
+            stored = self.reader.batch(step, mine).images
+            data_wait = time.monotonic() - began
+            images = sent(stored, self.spmd.device)
+            if train.flip:
+                images = flipped(images, seed=seed, step=step, index=index)
+            yield Examples(step, index, to_unit_range(images), data_wait)
 
     def _ended(self) -> bool:
         return self.state.images_seen >= self.config.train.images
@@ -200,35 +223,11 @@ class TrainingRun:
         return [f"importance sampling of t ({name}) began after {warm_at} of {self.state.images_seen} images"]
 
 
-class EpochOrder:
-    """Which image stands at position p of training: a fresh keyed permutation every epoch, no state to save."""
-
-    def __init__(self, *, seed: int, count: int) -> None:
-        self._seed = seed
-        self._count = count
-        self._epochs: dict[int, Tensor] = {}
-
-    def rows(self, positions: Tensor) -> Tensor:
-        """Row of the data set at each position (int64)."""
-        return torch.stack([self._epoch(int(p) // self._count)[int(p) % self._count] for p in positions])
-
-    def _epoch(self, epoch: int) -> Tensor:
-        if epoch not in self._epochs:
-            self._epochs = {old: order for old, order in self._epochs.items() if old == epoch - 1}
-            self._epochs[epoch] = permutation(self._seed, DATA_ORDER, epoch, self._count)
-        return self._epochs[epoch]
-
-
 def build_network(model: UNetConfig, diffusion: DiffusionConfig, *, seed: int) -> UNet:
     """The U-Net with initial weights that are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet(model, out_channels=model.channels * (2 if diffusion.learns_variance else 1))
-
-
-def read_images(dataset: Path) -> Tensor:
-    """The training images as one uint8 tensor (n, channels, height, width)."""
-    return to_tensor(read_split(dataset, "train").images)
 
 
 def to_tensor(images: Any) -> Tensor:
@@ -238,7 +237,7 @@ def to_tensor(images: Any) -> Tensor:
 
 def to_unit_range(images: Tensor) -> Tensor:
     """uint8 0..255 -> float32 in [-1, 1], as published: pixel / 127.5 - 1."""
-    return images.float() / 127.5 - 1
+    return images.float().div_(127.5).sub_(1)  # in place: new memory costs a CPU more than the arithmetic
 
 
 def _count(model: nn.Module) -> int:

@@ -14,6 +14,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import hypothesis
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -25,3 +26,9 @@ hypothesis.settings.load_profile("papertable")
 # calls would cost as much as all the others.
 MATHEMATICS = Path(__file__).parents[1] / "diffusion"
 install_import_hook([f"diffusion.{module.stem}" for module in MATHEMATICS.glob("*.py")], "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests decode no images into the user's cache."""
+    os.environ["PAPERTABLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

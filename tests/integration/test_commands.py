@@ -57,6 +57,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "sample.count=2", "--set", "metrics.kid_subset_size=2"], "at least 3 images"),
         ([STUDY, "--set", "features.network=inception"], "features.network='inception'"),
         ([STUDY, "--checkpoint-seconds", "nan"], "checkpoint_seconds=nan"),
+        ([STUDY, "--data-mib", "0"], "data_mib=0"),
         ([STUDY, "--gpus-per-worker", "1.5"], "gpus_per_worker=1.5"),
         ([STUDY, "--store", "file://artifacts"], "file:///FOLDER"),
         ([STUDY, "--tracking-uri", "./mlruns"], "sqlite:///FILE"),

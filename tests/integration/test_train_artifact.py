@@ -51,6 +51,11 @@ def test_the_fused_norm_trains_the_same_model_but_for_rounding(trained: Path, tm
     assert 0 < changed.abs().mean() < 1e-2 * size
 
 
+def test_the_journal_says_how_long_a_step_waits_for_its_images(trained: Path) -> None:
+    (line,) = [json.loads(line)["metrics"] for line in (trained / "journal.jsonl").read_text().splitlines()]
+    assert 0 < line["data_wait"] < 128 / line["images_per_second"]
+
+
 def test_the_journal_has_the_loss_of_each_quarter_of_t_and_their_weighted_mean_is_the_loss(trained: Path) -> None:
     (line,) = [json.loads(line)["metrics"] for line in (trained / "journal.jsonl").read_text().splitlines()]
     quarters = [line[f"loss_q{number}"] for number in range(4)]

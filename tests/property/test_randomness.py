@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.randomness import DATA_ORDER, SAMPLE_NOISE, TRAIN_NOISE, normal, permutation, random_uint32, uniform
+from diffusion.randomness import SAMPLE_NOISE, TRAIN_NOISE, normal, random_uint32, uniform
 
 seeds = st.integers(0, 2**64 - 1)
 counters = st.integers(0, 2**32 - 1)
@@ -54,16 +54,6 @@ def test_uniforms_are_uniform_below_one() -> None:
     assert values.min() >= 0
     assert values.max() < 1
     assert stats.kstest(values.numpy(), "uniform").pvalue > 1e-3
-
-
-@given(seed=seeds, epoch=counters, n=st.integers(1, 300))
-def test_a_permutation_holds_everything_once(seed: int, epoch: int, n: int) -> None:
-    assert sorted(permutation(seed, DATA_ORDER, epoch, n).tolist()) == list(range(n))
-
-
-def test_permutations_of_different_epochs_differ_and_favour_no_position() -> None:
-    first = [int(permutation(0, DATA_ORDER, epoch, 10)[0]) for epoch in range(2000)]
-    assert stats.chisquare([first.count(value) for value in range(10)]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**64), ("step", 2**32), ("stream", -1)])

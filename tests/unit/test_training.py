@@ -260,6 +260,7 @@ def test_meta_data_of_another_kind_of_state_is_refused():
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"images": 0}, "images=0"),
+        ({"shuffle_mib": 0}, "shuffle_mib=0"),
         ({"lr": 0.0}, "lr=0.0"),
         ({"lr": float("inf")}, "lr=inf"),
         ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),

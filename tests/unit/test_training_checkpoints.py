@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from diffusion.gaussian import DiffusionConfig
 from diffusion.training import TrainConfig
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
+from pipelines.readers import Batch, Share
 from pipelines.train import TrainingRun
 from pipelines.trained import TrainStepConfig
 
@@ -28,9 +30,19 @@ CONFIG = TrainStepConfig(
 )  # fmt: skip
 
 
+class Black(nullcontext):
+    """A reader of black images."""
+
+    def batch(self, step: int, share: Share) -> Batch:
+        labels = torch.arange(CONFIG.train.batch_size)[share]
+        return Batch(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), labels)
+
+    def close(self) -> None:
+        pass
+
+
 def training(output: Path, config: TrainStepConfig) -> TrainingRun:
-    images = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
-    return TrainingRun(config, SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu"), output, images)
+    return TrainingRun(config, SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu"), output, Black())
 
 
 def test_a_checkpoint_says_which_network_it_is_of(tmp_path: Path) -> None:
