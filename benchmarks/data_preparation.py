@@ -88,7 +88,9 @@ def ours(processes: int) -> Callable[[Path, Path], None]:
         backend, resources = LocalBackend(processes=processes), Resources(workers=processes)
         options = ImportOptions(path=pictures)
         entries = look_at(options)
-        content = digest_of(options, len(entries), backend=backend, resources=resources, on_done=lambda _: None)
+        content = digest_of(
+            options, len(entries), kept=output, backend=backend, resources=resources, on_done=lambda _: None
+        )
         config = DataConfig(source="files", content=content, image_size=SIDE, channels=3, test_percent=10)
         materialize([dataset_step(config, options)], ArtifactStore(str(output)), backend=backend, resources=resources)
 

@@ -6,11 +6,13 @@ The bytes of the shards depend on the images alone, not on how many workers read
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -104,20 +106,38 @@ def own_split(name: str) -> Split | None:
 
 
 def digest_of(
-    options: ImportOptions, count: int, *, backend: Backend, resources: Resources, on_done: Callable[[int], None]
-) -> str:
-    """The content of a source of `count` entries: what a data set made from it is known by. Reads every image."""
+    options: ImportOptions, count: int, *, kept: Path, backend: Backend, resources: Resources,
+    on_done: Callable[[int], None],
+) -> str:  # fmt: skip
+    """The content of a source of `count` entries: what a data set made from it is known by. Reads every image.
+
+    Until all have been read, what is known lies in a folder beneath `kept`, for a call that comes after a killed one. A
+    source that changed in between is noticed later: the data set is made from what is read then, and held against it.
+    """
     token = uuid.uuid4().hex
+    of_this = hashlib.sha256(f"{options.path}\0{options.format}\0{options.labels}\0{count}".encode()).hexdigest()[:16]
+    folder = kept / of_this
+    folder.mkdir(parents=True, exist_ok=True)
     blocks = [(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
-    work = partial(digest_block, options, token)
+    work = partial(digest_block, options, token, folder)
     digests = backend.map(work, blocks, resources=resources, on_result=lambda index, _: on_done(blocks[index][1]))
     with options.open() as source:
-        return content_digest(source.format, (digest for block in digests for digest in block))
+        content = content_digest(source.format, (digest for block in digests for digest in block))
+    shutil.rmtree(folder)
+    return content
 
 
-def digest_block(options: ImportOptions, token: str, block: Block) -> list[bytes]:
-    """entry_digest of the block's entries."""
-    return [entry_digest(entry, content_of(entry)) for entry in _opened(options, token).entries()[slice(*block)]]
+def digest_block(options: ImportOptions, token: str, folder: Path, block: Block) -> list[bytes]:
+    """entry_digest of the block's entries, unless they are known."""
+    file, length = folder / f"{block[0]:012d}.txt", block[1] - block[0]
+    with suppress(OSError, ValueError):
+        known = [bytes.fromhex(line) for line in file.read_text().split()]
+        if len(known) == length and all(len(digest) == hashlib.sha256().digest_size for digest in known):
+            return known
+    entries = _opened(options, token).entries()[slice(*block)]
+    digests = [entry_digest(entry, content_of(entry)) for entry in entries]
+    write_whole(file, "\n".join(digest.hex() for digest in digests))
+    return digests
 
 
 def import_images(

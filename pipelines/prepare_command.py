@@ -29,6 +29,7 @@ from pipelines.sources import Entry, Format, Labels
 
 DEFAULT_TEST_PERCENT = 10
 DIGITS_TEST_PERCENT = 20
+LOOKING_FOLDER = ".looking"
 WAIT_SECONDS = 0.2
 
 StoreFlag = Annotated[str, tyro.conf.arg(help="Folder of all artifacts.")]
@@ -38,7 +39,7 @@ StoreFlag = Annotated[str, tyro.conf.arg(help="Folder of all artifacts.")]
 class Prepare:
     """Turn images into verified shards: a folder, zip, tar, npz, CIFAR, IDX or Parquet, or a data set that is built in.
 
-    Killed, it goes on where it was when the same command is run again; only the first look at all images is repeated.
+    Killed, it goes on where it was when the same command is run again.
     """
 
     source: tyro.conf.Positional[str]
@@ -78,7 +79,8 @@ class Prepare:
         name = checked_name(self.name or (self.source if options is None else options.path.name.partition(".")[0]))
         resources = Resources(workers=self.processes)
         with self._backend(artifacts, resources) as backend:
-            config = self._built_in() if options is None else self._files(options, backend, resources)
+            kept = artifacts.root / LOOKING_FOLDER
+            config = self._built_in() if options is None else self._files(options, kept, backend, resources)
             self._check_free(name, config, artifacts)
             step = dataset_step(config, options)
             work = Background(lambda: prepare_source(step, artifacts, backend=backend, resources=resources))
@@ -120,7 +122,7 @@ class Prepare:
             path=path, format=self.format or "auto", labels=self.labels or "folder", on_error=self.on_error
         )
 
-    def _files(self, options: ImportOptions, backend: Backend, resources: Resources) -> DataConfig:
+    def _files(self, options: ImportOptions, kept: Path, backend: Backend, resources: Resources) -> DataConfig:
         if self.image_size is None:
             raise ValueError("--image-size is needed: pixels a side of the images to train on, such as 64")
         entries = look_at(options)
@@ -135,7 +137,7 @@ class Prepare:
             done = max(done, stop)
 
         work = Background(
-            lambda: digest_of(options, len(entries), backend=backend, resources=resources, on_done=on_done)
+            lambda: digest_of(options, len(entries), kept=kept, backend=backend, resources=resources, on_done=on_done)
         )
         _show(work, "looking", lambda: StepProgress(done, len(entries), "img", {}, 0.0))
         return dataclasses.replace(config, content=work.value())

@@ -27,6 +27,7 @@ from pipelines.named_data import known, named
 from pipelines.prepare_command import Prepare
 from pipelines.preprocess import ImageRefused
 from pipelines.shards import Manifest, read_split
+from pipelines.sources import Entry
 
 SHORT = [
     "--set", "train.images=256", "--set", "diffusion.num_timesteps=30", "--set", "sample.sampler.respacing=",
@@ -118,6 +119,46 @@ def test_a_preparation_that_was_killed_goes_on_where_it_was(
     assert len(read) == 45 + 20  # two blocks were kept
     assert not list(again.glob("*.npz"))
     assert manifest_text(again) == manifest_text(whole)
+
+
+def test_a_first_look_that_was_killed_goes_on_where_it_was(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_images, "BLOCK", 20)
+    whole = prepared(flowers, tmp_path / "whole")
+    looked, content_of = [], import_images.content_of
+
+    def dies(entry: Entry) -> object:
+        looked.append(entry.name)
+        if len(looked) == 45:
+            raise KeyboardInterrupt
+        return content_of(entry)
+
+    monkeypatch.setattr(import_images, "content_of", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(flowers, tmp_path / "store")
+    again = prepared(flowers, tmp_path / "store")
+    assert len(looked) == 45 + 20 + 60  # two blocks were kept; then all are read once more to be made smaller
+    assert manifest_text(again) == manifest_text(whole)
+    assert not any((tmp_path / "store" / ".looking").iterdir())
+
+
+def test_a_source_that_changed_after_a_killed_look_is_noticed(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_images, "BLOCK", 20)
+
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_images, "content_digest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepared(flowers, tmp_path / "store")  # every block is known, the whole is not
+    Image.new("RGB", (20, 20)).save(flowers / "rose" / "000.png")
+    with pytest.raises(PreflightError, match="has changed while it was read: prepare it again"):
+        prepared(flowers, tmp_path / "store")
+    assert Manifest.read(prepared(flowers, tmp_path / "store")).images == {"train": 47, "test": 13}
 
 
 def test_the_same_images_elsewhere_are_the_same_data_set_and_others_are_not(flowers: Path, tmp_path: Path) -> None:
