@@ -22,16 +22,16 @@ class PreflightError(PapertableError):
 
 
 class DamagedArtifact(PapertableError):
-    """A stored file is not what was written."""
+    """A stored file, or an object at a URL, is not what was written."""
 
     exit_code = 3
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path | str, what: str) -> None:
         super().__init__(f"{path}: {what}")
         self.path = path
         self.what = what
 
-    def __reduce__(self) -> tuple[type[DamagedArtifact], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type[DamagedArtifact], tuple[Path | str, str]]:
         return type(self), (self.path, self.what)
 
 

@@ -1,4 +1,7 @@
-"""What can be done with data sets by hand? Prepare, list, inspect, verify, export: the command line of data.py."""
+"""What can be done with data sets by hand? The command line of data.py.
+
+Prepare, list, inspect, verify and export them; push them to object storage, and attach those that are there.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from PIL import Image
 from orchestrator.errors import DamagedArtifact, PreflightError
 from pipelines.cli import HERE, Places
 from pipelines.data import dataset_step
+from pipelines.located_shards import where
 from pipelines.named_data import known, named, skipped
 from pipelines.prepare_command import Prepare, StoreFlag
+from pipelines.remote_commands import Attach, Push
 from pipelines.sample import image_grid
 from pipelines.shards import SPLITS, Manifest, Split, read_shard
 
@@ -24,7 +29,7 @@ SHEET_SIDE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """Show the data sets that have been prepared in this store."""
+    """Show the data sets that are known in this store, and where each one's shards are."""
 
     store: StoreFlag = HERE.store
 
@@ -33,13 +38,15 @@ class List:
         artifacts = Places(store=self.store).artifact_store()
         for name in sorted(known(artifacts)):
             try:
-                manifest = Manifest.read(named(artifacts, name))
+                dataset = named(artifacts, name)
+                manifest = Manifest.read(dataset)
+                place = where(dataset, manifest.shards)
             except (PreflightError, DamagedArtifact) as error:
                 print(f"{name:<24} {error}")
                 continue
             height, width, channels = manifest.shape
             counts = ", ".join(f"{count:,} {split}" for split, count in manifest.images.items())
-            print(f"{name:<24} {height}x{width}x{channels}  {counts}  {len(manifest.classes)} classes")
+            print(f"{name:<24} {height}x{width}x{channels}  {counts}  {len(manifest.classes)} classes  {place}")
         return 0
 
 
@@ -57,7 +64,7 @@ class Inspect:
         dataset = named(Places(store=self.store).artifact_store(), self.name)
         manifest = Manifest.read(dataset)
         counts = ", ".join(f"{count:,} {split}" for split, count in manifest.images.items())
-        print(f"{manifest.source}: {'x'.join(map(str, manifest.shape))}, {counts}")
+        print(f"{manifest.source}: {'x'.join(map(str, manifest.shape))}, {counts}, {where(dataset, manifest.shards)}")
         print(f"mean {_rounded(manifest.mean)}, standard deviation {_rounded(manifest.std)} of 255")
         longest = max((max(counts) for counts in manifest.images_per_class.values() if counts), default=0)
         for number, label in enumerate(manifest.classes):
@@ -87,7 +94,8 @@ class Verify:
         manifest = Manifest.read(dataset)
         for shard in manifest.shards:
             read_shard(dataset, shard)
-        print(f"{len(manifest.shards)} shards, {sum(manifest.images.values()):,} images: as they were written")
+        place = where(dataset, manifest.shards)
+        print(f"{len(manifest.shards)} shards, {sum(manifest.images.values()):,} images: as they were written, {place}")
         return 0
 
 
@@ -127,11 +135,13 @@ def main(
         | Annotated[List, tyro.conf.subcommand("list")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Export, tyro.conf.subcommand("export")],
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Push, tyro.conf.subcommand("push")]
+        | Annotated[Attach, tyro.conf.subcommand("attach")],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Prepare data sets, and look at those that are there."""
+    """Prepare data sets, look at those that are there, and share them over object storage."""
     return command()
 
 

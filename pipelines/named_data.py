@@ -50,6 +50,15 @@ def named(store: ArtifactStore, name: str) -> Path:
     return store.path(step)
 
 
+def check_free(name: str, config: DataConfig, store: ArtifactStore, *, replace: bool) -> None:
+    """Raises ValueError when the name stands for another data set, unless it may be replaced."""
+    if known(store).get(name) not in (None, config) and not replace:
+        raise ValueError(
+            f"{name!r} is another data set already: choose another with --name, or say --replace (the other stays in "
+            f"the store, without a name)"
+        )
+
+
 def remember(name: str, config: DataConfig, store: ArtifactStore) -> None:
     """Let a name stand for a data set."""
     kept = store.root / NAMES_FOLDER / f"{name}.json"

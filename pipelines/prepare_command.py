@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -23,9 +23,11 @@ from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Places
 from pipelines.data import BUILT_IN_SIZES, DataConfig, dataset_step
 from pipelines.import_images import ImportOptions, OnError, digest_of, has_own_split, look_at
-from pipelines.named_data import checked_name, known, remember, skipped
+from pipelines.named_data import check_free, checked_name, remember, skipped
 from pipelines.on_ray import on_ray
 from pipelines.sources import Entry, Format, Labels
+
+T = TypeVar("T")
 
 DEFAULT_TEST_PERCENT = 10
 DIGITS_TEST_PERCENT = 20
@@ -81,10 +83,10 @@ class Prepare:
         with self._backend(artifacts, resources) as backend:
             kept = artifacts.root / LOOKING_FOLDER
             config = self._built_in() if options is None else self._files(options, kept, backend, resources)
-            self._check_free(name, config, artifacts)
+            check_free(name, config, artifacts, replace=self.replace)
             step = dataset_step(config, options)
             work = Background(lambda: prepare_source(step, artifacts, backend=backend, resources=resources))
-            _show(work, "preparing", lambda: StepProgress.read(artifacts.path(step)))
+            show(work, "preparing", lambda: StepProgress.read(artifacts.path(step)))
         if self.on_error == "fail" and (left_out := skipped(artifacts.path(step))):
             raise PreflightError(
                 f"this data set is here already, without {len(left_out)} images that were left out by --on-error skip: "
@@ -139,8 +141,8 @@ class Prepare:
         work = Background(
             lambda: digest_of(options, len(entries), kept=kept, backend=backend, resources=resources, on_done=on_done)
         )
-        _show(work, "looking", lambda: StepProgress(done, len(entries), "img", {}, 0.0))
-        return dataclasses.replace(config, content=work.value())
+        content = show(work, "looking", lambda: StepProgress(done, len(entries), "img", {}, 0.0))
+        return dataclasses.replace(config, content=content)
 
     def _percent(self, entries: Sequence[Entry]) -> int | None:
         own = has_own_split(entries)
@@ -169,14 +171,6 @@ class Prepare:
             raise ValueError(f"--test-percent {self.test_percent}: fashion-mnist brings its own split; leave it out")
         return DataConfig(source="fashion-mnist", image_size=size, test_percent=None)
 
-    def _check_free(self, name: str, config: DataConfig, store: ArtifactStore) -> None:
-        before = known(store).get(name)
-        if before not in (None, config) and not self.replace:
-            raise ValueError(
-                f"{name!r} is another data set already: choose another with --name, or say --replace (the other stays "
-                f"in the store, without a name)"
-            )
-
 
 def prepare_source(step: Step, store: ArtifactStore, *, backend: Backend, resources: Resources) -> None:
     """Run the step. Raises PreflightError for whatever goes wrong: data that cannot be used, a disk that is full."""
@@ -186,12 +180,12 @@ def prepare_source(step: Step, store: ArtifactStore, *, backend: Backend, resour
         raise PreflightError(f"the data cannot be prepared: {error.reason} ({error.step_key})") from error
 
 
-def _show(work: Background[Any], what: str, progress: Callable[[], StepProgress | None]) -> None:
-    """Wait for the work and say meanwhile how far it is; raises what it raises."""
+def show(work: Background[T], what: str, progress: Callable[[], StepProgress | None]) -> T:
+    """What the work returns; how far it is, is said meanwhile. Raises what it raises."""
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
         while not work.wait(WAIT_SECONDS):
             said = progress()
             if said is not None and said.total:
                 bar.update(task, completed=said.done, total=said.total)
-    work.value()
+    return work.value()

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.errors import DamagedArtifact
+from pipelines.located_shards import shard_bytes
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -87,11 +88,19 @@ class Manifest:
         """Of a prepared data set. Raises DamagedArtifact when it is missing or no manifest."""
         file = dataset / MANIFEST_FILE
         try:
-            said = json.loads(file.read_text())
+            return cls.parse(file.read_bytes(), file)
+        except OSError as error:
+            raise DamagedArtifact(file, f"no manifest of a data set ({error})") from error
+
+    @classmethod
+    def parse(cls, content: bytes, source: Path | str) -> Manifest:
+        """Of a manifest's bytes, wherever they were read."""
+        try:
+            said = json.loads(content)
             return cls(**{**said, "shape": tuple(said["shape"]), "classes": tuple(said["classes"]),
                           "shards": tuple(said["shards"])})  # fmt: skip
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DamagedArtifact(file, f"no manifest of a data set ({error})") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedArtifact(source, f"no manifest of a data set ({error})") from error
 
     def write(self, dataset: Path) -> None:
         """Into the data set's directory."""
@@ -184,11 +193,11 @@ def read_split(dataset: Path, split: Split) -> ImageSet:
 
 
 def read_shard(dataset: Path, shard: dict[str, Any]) -> pa.Table:
-    """pixels, label and name of a shard's images. Raises DamagedArtifact unless it is what was written."""
-    file = dataset / shard["file"]
-    if not file.is_file() or sha256_of(file) != shard["sha256"]:
-        raise DamagedArtifact(file, "missing, or its SHA-256 is not the manifest's")
-    return pq.read_table(file)
+    """pixels, label and name of a shard's images, from here or from object storage.
+
+    Raises DamagedArtifact unless it is what was written.
+    """
+    return pq.read_table(pa.BufferReader(shard_bytes(dataset, shard)))
 
 
 def count_images(dataset: Path, split: Split) -> int:
