@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests.seaweedfs import KEY, SECRET, seaweedfs
 
 from orchestrator.store import ArtifactStore
 from pipelines.data_commands import List
@@ -31,6 +30,7 @@ from pipelines.named_data import named
 from pipelines.prepare_command import Prepare
 from pipelines.readers import ImageReader, StreamingReader, open_reader
 from pipelines.remote_commands import Attach, Push
+from tests.seaweedfs import KEY, SECRET, seaweedfs
 
 BATCH = 128
 SIDE = 64
