@@ -167,8 +167,8 @@ def _local_path(root: str) -> Path:
     parsed = urlparse(root)
     if "://" in root and parsed.scheme != "file":
         raise ValueError(
-            f"store {root!r}: {parsed.scheme}:// is not available yet; name a folder, or a file:// URL. On several "
-            f"machines it must be a folder they all share"
+            f"a store on {parsed.scheme}:// is not available yet; name a folder, or a file:// URL. On several machines "
+            f"it must be a folder they all share"
         )
     if not root:
         raise ValueError("store '': name a folder")

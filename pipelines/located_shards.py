@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.errors import DamagedArtifact
 from orchestrator.step import write_whole
-from pipelines.object_storage import Location
+from pipelines.object_storage import Location, open_location
 
 LOCATION_FILE = "location.json"
 SHARDS_FOLDER = "shards"
@@ -43,7 +43,7 @@ class Elsewhere:
 
     def shard(self, shard: Mapping[str, Any]) -> Location:
         """The object that holds it."""
-        return shard_location(Location(self.url).parent, shard)
+        return shard_location(open_location(self.url).parent, shard)
 
     def fetch(self, shard: Mapping[str, Any]) -> bytes:
         """The shard's bytes. Raises DamagedArtifact, with the URL, unless they are what was written."""

@@ -181,8 +181,8 @@ def _patiently(location: Location, what: str, attempt: Callable[[], T]) -> T:
             left = began + RETRY_SECONDS - time.monotonic()
             if left <= 0:
                 raise PreflightError(
-                    f"{location} could not be {what} within {RETRY_SECONDS:g} s: is the server up, and the endpoint in "
-                    f"AWS_ENDPOINT_URL right? ({said})"
+                    f"{location} could not be {what} within {RETRY_SECONDS:g} s: is the server up (of "
+                    f"s3://, the one in AWS_ENDPOINT_URL)? ({said})"
                 ) from error
         time.sleep(min(left, random.SystemRandom().uniform(wait / 2, wait)))  # no generator of training is touched
         wait = min(2 * wait, LONGEST_WAIT)

@@ -23,23 +23,27 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 @dataclass
 class Fault:
-    """What happens to the first `times` requests of a method whose path holds a text. One of the rest is set."""
+    """What happens to some requests of a method whose path holds a text: `times` of them, after the first `spared`."""
 
     method: str
     path: str = ""
+    spared: int = 0
     times: int = 1
     status: int | None = None
     """Answered with this, instead of being passed on."""
     delay: float = 0.0
     """Seconds until it is passed on."""
     after: int | None = None
-    """Bytes of the answer's body before it is broken off."""
+    """Bytes of the answer's body before it is broken off; at 0 not even its head is sent."""
     how: Literal["reset", "close", "short"] = "reset"
     """The connection is reset; it is closed in order; or the body is said to end here."""
 
     def takes(self, method: str, path: str) -> bool:
-        """Whether it befalls this request, which is then counted."""
+        """Whether it befalls this request, which is counted."""
         if self.times < 1 or method != self.method or self.path not in path:
+            return False
+        if self.spared:
+            self.spared -= 1
             return False
         self.times -= 1
         return True
@@ -54,6 +58,9 @@ class FaultProxy:
     requests: list[tuple[str, str, bool]] = field(default_factory=list)
     """Method, path, and whether a fault befell it."""
 
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Nobody is kept waiting any longer."""
+
     def __enter__(self) -> FaultProxy:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -62,6 +69,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -92,7 +100,9 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
-            time.sleep(fault.delay if fault is not None else 0)
+            if fault is not None and proxy.ended.wait(fault.delay):
+                self.close_connection = True
+                return
             self._answer(body, fault)
 
         def _is_chunked(self) -> bool:
@@ -120,29 +130,30 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             said = server.getresponse()
             content = said.read()
             server.close()
+            if fault is not None and fault.after == 0:
+                self._break_off(fault)
+                return
             sent = content if fault is None or fault.after is None else content[: fault.after]
             short = fault is not None and fault.how == "short"
             self.send_response_only(said.status)
             for name, value in said.getheaders():
                 if name.lower() not in HOP_BY_HOP | {"content-length"}:
                     self.send_header(name, value)
-            length = (
-                said.getheader("Content-Length") if self.command == "HEAD" else str(len(sent if short else content))
-            )
-            self.send_header("Content-Length", length or "0")
+            length = said.getheader("Content-Length") if self.command == "HEAD" else len(sent if short else content)
+            self.send_header("Content-Length", str(length or 0))
             self.end_headers()
             try:
                 self.wfile.write(sent)
             except ConnectionError:  # whoever asked waits no longer
                 self.close_connection = True
                 return
-            if len(sent) < len(content) and not short:
-                self._break_off(reset=fault is not None and fault.how == "reset")
+            if fault is not None and len(sent) < len(content) and not short:
+                self._break_off(fault)
 
-        def _break_off(self, *, reset: bool) -> None:
+        def _break_off(self, fault: Fault) -> None:
             self.wfile.flush()
             time.sleep(0.05)  # what was sent arrives first
-            if reset:
+            if fault.how == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
             self.close_connection = True

@@ -40,8 +40,8 @@ class ObjectServer:
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[ObjectServer]:
-    """A server with its data in the folder; it ends with the block, or with this process."""
+def seaweedfs(folder: Path, *, volumes: int = 20) -> Iterator[ObjectServer]:
+    """A server with its data in the folder, in volumes of 64 MB; it ends with the block, or with this process."""
     identities = [
         {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]},
         {"name": "anonymous", "actions": [f"Read:{PUBLIC_BUCKET}", f"List:{PUBLIC_BUCKET}"]},
@@ -54,7 +54,7 @@ def seaweedfs(folder: Path) -> Iterator[ObjectServer]:
     command = [
         _program(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *places, "-s3",
         f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64",
-        "-volume.max=20", "-master.telemetry=false",
+        f"-volume.max={volumes}", "-master.telemetry=false",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, preexec_fn=_end_with_parent)
