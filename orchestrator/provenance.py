@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("papertable", "torch", "ray", "mlflow", "numpy", "scipy", "clean-fid")
+PACKAGES = ("papertable", "torch", "ray", "mlflow", "numpy", "scipy", "clean-fid", "pyarrow", "pillow")
 
 
 @cache

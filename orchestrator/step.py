@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -135,8 +136,9 @@ def write_progress(output: Path, *, done: float, total: float, unit: str, facts:
 
 
 def write_failure(output: Path, reason: str) -> None:
-    """Say why a step stopped, for whoever watches its directory."""
-    write_whole(output / FAILURE_FILE, json.dumps({"reason": reason, "time": time.time()}))
+    """Say why a step stopped, for whoever watches its directory; on a full disk nobody is told there."""
+    with suppress(OSError):
+        write_whole(output / FAILURE_FILE, json.dumps({"reason": reason, "time": time.time()}))
 
 
 def walk(steps: Iterable[Step]) -> list[Step]:
@@ -157,6 +159,9 @@ def walk(steps: Iterable[Step]) -> list[Step]:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file that is read meanwhile: a reader finds the old text or the new one."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(file)
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")  # others may write it too, on other machines
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pipelines.builtin_data import load_digits, load_fashion_mnist
 from pipelines.import_images import ImportOptions, Target, import_images
 from pipelines.shards import MANIFEST_FILE, Manifest, ShardWriter, sha256_of
 
-VERSION = 2
+VERSION = 3
 DIGITS = tuple(str(digit) for digit in range(10))
 DIGEST_DIGITS = 32  # MLflow keeps 36
 BUILT_IN_SIZES = {"digits": (8,), "fashion-mnist": (28, 32)}

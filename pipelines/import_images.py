@@ -6,6 +6,7 @@ The bytes of the shards depend on the images alone, not on how many workers read
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -25,6 +26,7 @@ from orchestrator.backend import Backend
 from orchestrator.errors import PreflightError
 from orchestrator.step import Resources, StepContext, write_whole
 from pipelines.blocks import Block, map_blocks
+from pipelines.own_split import below_split, own_sides, own_split
 from pipelines.preprocess import ImageRefused, decode, resize_center_crop
 from pipelines.shards import UNLABELLED, Manifest, ShardWriter, Split, split_of
 from pipelines.sources import Entry, Format, Labels, Source, content_digest, entry_digest, open_source
@@ -34,9 +36,6 @@ BLOCK_BYTES = 2**26
 BLOCKS_FOLDER = ".blocks"  # hidden: no part of the artifact
 SKIPPED_FILE = "skipped.json"
 NAMED_AT_MOST = 5
-OWN_SPLIT: dict[str, Split] = {"test": "test", "t10k": "test", "train": "train", "data_batch": "train"}
-"""How names begin in sources that bring a split of their own: CIFAR's and MNIST's files, folders train and test."""
-
 OnError = Literal["fail", "skip"]
 
 
@@ -73,7 +72,9 @@ class Target:
     image_size: int
     channels: Literal[1, 3]
     test_percent: int | None
-    """None where the source brings its own split."""
+    """None where the split is the source's own."""
+    split_folders: bool = False
+    """Whether an image's class is what comes below the folder of its split."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -94,49 +95,41 @@ def look_at(options: ImportOptions) -> list[Entry]:
     return entries
 
 
-def has_own_split(entries: Sequence[Entry]) -> bool:
-    """Whether every name tells its side, and both sides are there."""
-    return {own_split(entry.name) for entry in entries} == {"train", "test"}
-
-
-def own_split(name: str) -> Split | None:
-    """The side that an entry's name tells; None where it tells none."""
-    first = name.lower()
-    return next((split for start, split in OWN_SPLIT.items() if first.startswith(start)), None)
-
-
 def digest_of(
     options: ImportOptions, count: int, *, kept: Path, backend: Backend, resources: Resources,
     on_done: Callable[[int], None],
 ) -> str:  # fmt: skip
     """The content of a source of `count` entries: what a data set made from it is known by. Reads every image.
 
-    Until all have been read, what is known lies in a folder beneath `kept`, for a call that comes after a killed one. A
-    source that changed in between is noticed later: the data set is made from what is read then, and held against it.
+    What is known lies in the folder `kept` meanwhile, for a call that comes after a killed one; the caller removes it.
+    A source that changed in between is noticed later: the data set is made from what is read then, and held against it.
     """
     token = uuid.uuid4().hex
-    of_this = hashlib.sha256(f"{options.path}\0{options.format}\0{options.labels}\0{count}".encode()).hexdigest()[:16]
-    folder = kept / of_this
-    folder.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
     blocks = [(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
-    work = partial(digest_block, options, token, folder)
+    work = partial(digest_block, options, token, kept)
     digests = backend.map(work, blocks, resources=resources, on_result=lambda index, _: on_done(blocks[index][1]))
     with options.open() as source:
-        content = content_digest(source.format, (digest for block in digests for digest in block))
-    shutil.rmtree(folder)
-    return content
+        return content_digest(source.format, (digest for block in digests for digest in block))
 
 
-def digest_block(options: ImportOptions, token: str, folder: Path, block: Block) -> list[bytes]:
+def looking_folder(store: Path, options: ImportOptions, count: int) -> Path:
+    """Where digest_of may keep what it knows of this source."""
+    source = f"{options.path}\0{options.format}\0{options.labels}\0{count}"
+    return store / ".looking" / hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def digest_block(options: ImportOptions, token: str, kept: Path, block: Block) -> list[bytes]:
     """entry_digest of the block's entries, unless they are known."""
-    file, length = folder / f"{block[0]:012d}.txt", block[1] - block[0]
+    file, length = kept / f"{block[0]:012d}.txt", block[1] - block[0]
     with suppress(OSError, ValueError):
         known = [bytes.fromhex(line) for line in file.read_text().split()]
         if len(known) == length and all(len(digest) == hashlib.sha256().digest_size for digest in known):
             return known
     entries = _opened(options, token).entries()[slice(*block)]
     digests = [entry_digest(entry, content_of(entry)) for entry in entries]
-    write_whole(file, "\n".join(digest.hex() for digest in digests))
+    with suppress(FileNotFoundError):  # another preparation of the same source is done, and has removed the folder
+        write_whole(file, "\n".join(digest.hex() for digest in digests))
     return digests
 
 
@@ -152,6 +145,8 @@ def import_images(
     blocks.mkdir(exist_ok=True)
     with options.open() as source:
         entries, kind, ignored = source.entries(), source.format, source.ignored
+        sides = own_sides(entry.name for entry in entries)
+        target = dataclasses.replace(target, split_folders=bool(sides) and options.labels == "folder")
         classes = class_names(options, [_label(entry, target) for entry in entries])
         count = len(entries)
     work = partial(read_block, options, uuid.uuid4().hex, classes, target, blocks)
@@ -167,9 +162,13 @@ def import_images(
         raise PreflightError(f"{_listed(refused)} of {count} images. Mend them, or leave them out with --on-error skip")
     if len(refused) == count:
         raise PreflightError(f"{options.path}: none of its {count} images can be read: {_listed(refused)}")
-    manifest = _write_shards(blocks, count, classes, ctx, f"files {content[:12]}", target, options)
+    manifest = _write_shards(blocks, count, classes, ctx, f"files {content[:12]}", target, options, len(refused))
+    shutil.rmtree(blocks)
     write_whole(ctx.output / SKIPPED_FILE, json.dumps(refused, indent=1))
     notes = [f"files from {options.path.name!r}"]
+    if sides:
+        how = "kept" if target.test_percent is None else f"mixed, and {target.test_percent} % of all held out by hash"
+        notes.append(f"the source's own split into {', '.join(sorted(sides))} was {how}")
     if ignored.count:
         notes.append(f"{ignored.count} other files were ignored, such as {', '.join(map(repr, ignored.first))}")
     return manifest, [*notes, f"left out: {_listed(refused)} of {count} images"] if refused else notes
@@ -266,15 +265,13 @@ def _pixels(name: str, content: bytes | np.ndarray, target: Target) -> np.ndarra
 
 
 def _label(entry: Entry, target: Target) -> str | int | None:
-    """Of a folder that is split into train and test, the class is what comes below."""
-    if target.test_percent is None and isinstance(entry.label, str) and own_split(entry.label):
-        return entry.label.partition("/")[2] or None
-    return entry.label
+    return below_split(entry.label) if target.split_folders and isinstance(entry.label, str) else entry.label
 
 
 def _write_shards(
-    blocks: Path, count: int, classes: list[str], ctx: StepContext, source: str, target: Target, options: ImportOptions
-) -> Manifest:
+    blocks: Path, count: int, classes: list[str], ctx: StepContext, source: str, target: Target, options: ImportOptions,
+    left_out: int,
+) -> Manifest:  # fmt: skip
     writer = ShardWriter(ctx.output, shape=target.shape, num_classes=len(classes))
     for first in range(0, count, target.block):
         with np.load(_block_file(blocks, first), allow_pickle=False) as kept:
@@ -282,7 +279,7 @@ def _write_shards(
         for image, label, name in zip(images, labels, names, strict=True):
             writer.add(_side(name, image, target), image, int(label), name)
     try:
-        return writer.finish(source=source, classes=classes)
+        return writer.finish(source=source, classes=classes, left_out=left_out)
     except ValueError as error:
         raise PreflightError(
             f"{options.path}: {error}. With few images, choose another --test-percent; now {target.test_percent}"
@@ -294,7 +291,7 @@ def _side(name: str, image: np.ndarray, target: Target) -> Split:
         return split_of(image, test_percent=target.test_percent)
     side = own_split(name)
     if side is None:
-        raise PreflightError(f"{name!r} tells no side of the split: names begin with {', '.join(OWN_SPLIT)}")
+        raise PreflightError(f"{name!r} tells no side of the split")
     return side
 
 

@@ -26,3 +26,10 @@ def on_ray(store: ArtifactStore, *, address: str | None, resources: Resources) -
             yield backend
         finally:
             backend.release()
+
+
+def cluster_cpus() -> int:
+    """Of all its nodes; at least 1, for a cluster that grows when it is asked."""
+    from orchestrator.ray_backend import cluster_nodes
+
+    return max(1, int(sum(node.get("CPU", 0.0) for node in cluster_nodes())))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +25,16 @@ from orchestrator.step import Resources, Step
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Places
 from pipelines.data import BUILT_IN_SIZES, DataConfig, dataset_step
-from pipelines.import_images import ImportOptions, OnError, digest_of, has_own_split, look_at
+from pipelines.import_images import BLOCK, ImportOptions, OnError, digest_of, look_at, looking_folder
 from pipelines.named_data import check_free, checked_name, remember, skipped
-from pipelines.on_ray import on_ray
+from pipelines.on_ray import cluster_cpus, on_ray
+from pipelines.own_split import own_sides
 from pipelines.sources import Entry, Format, Labels
 
 T = TypeVar("T")
 
 DEFAULT_TEST_PERCENT = 10
 DIGITS_TEST_PERCENT = 20
-LOOKING_FOLDER = ".looking"
 WAIT_SECONDS = 0.2
 
 StoreFlag = Annotated[str, tyro.conf.arg(help="Folder of all artifacts.")]
@@ -60,12 +63,13 @@ class Prepare:
     format: Format | None = None
     """Of files: what kind of source it is, where that cannot be told."""
     test_percent: int | Literal["own"] | None = None
-    """Share of the images held out, by the hash of their pixels: 10 by default; own, the default of CIFAR's and MNIST's
-    files: as the source itself is split, by names that begin with train or test."""
+    """Share of the images held out, by the hash of their pixels: 10 by default; own: as the source itself is split, by
+    folders or files that are called train, test or val; the default of files of records, such as CIFAR's."""
     on_error: OnError = "fail"
     """What to do about images that cannot be read: stop, or leave them out and say so."""
-    processes: int = 1
-    """How many read side by side: processes of this machine, or workers of a cluster."""
+    processes: int | None = None
+    """How many read side by side: processes of this machine, by default one a CPU, or workers of a cluster, by default
+    one each of its CPUs."""
     address: str | None = HERE.address
     """A running Ray cluster whose workers read, all of whose nodes see the source and the store; by default the one
     RAY_ADDRESS names."""
@@ -73,39 +77,64 @@ class Prepare:
 
     def __call__(self) -> int:
         """Prepare, and say how to train on it."""
-        if self.processes < 1:
+        if self.processes is not None and self.processes < 1:
             raise ValueError(f"--processes {self.processes}: must be at least 1")
         artifacts = Places(store=self.store).artifact_store()
         artifacts.check_writable()
         options = None if self.source in BUILT_IN_SIZES else self._options()
         name = checked_name(self.name or (self.source if options is None else options.path.name.partition(".")[0]))
-        resources = Resources(workers=self.processes)
-        with self._backend(artifacts, resources) as backend:
-            kept = artifacts.root / LOOKING_FOLDER
-            config = self._built_in() if options is None else self._files(options, kept, backend, resources)
+        with _told():
+            if options is None:
+                config = self._prepare_built_in(name, artifacts)
+            else:
+                config = self._prepare(options, name, artifacts)
+            remember(name, config, artifacts)
+        step = dataset_step(config)
+        print("\n".join(artifacts.metrics(step).notes))
+        print(f"{artifacts.path(step)}\nTo use it: --data {name}")
+        return 0
+
+    def _prepare_built_in(self, name: str, artifacts: ArtifactStore) -> DataConfig:
+        config = self._built_in()
+        check_free(name, config, artifacts, replace=self.replace)
+        prepare_source(dataset_step(config), artifacts, backend=LocalBackend(), resources=Resources())
+        return config
+
+    def _prepare(self, options: ImportOptions, name: str, artifacts: ArtifactStore) -> DataConfig:
+        entries = look_at(options)
+        config, kept = self._config(entries), looking_folder(artifacts.root, options, len(entries))
+        with self._pool(artifacts, len(entries)) as (backend, resources):
+            content = self._content(options, len(entries), kept, backend, resources)
+            config = dataclasses.replace(config, content=content)
             check_free(name, config, artifacts, replace=self.replace)
             step = dataset_step(config, options)
             work = Background(lambda: prepare_source(step, artifacts, backend=backend, resources=resources))
-            show(work, "preparing", lambda: StepProgress.read(artifacts.path(step)))
+            try:
+                show(work, "preparing", lambda: StepProgress.read(artifacts.path(step)))
+            except PreflightError:
+                shutil.rmtree(kept, ignore_errors=True)  # what was known of the images may have been wrong
+                raise
+        shutil.rmtree(kept, ignore_errors=True)
         if self.on_error == "fail" and (left_out := skipped(artifacts.path(step))):
             raise PreflightError(
                 f"this data set is here already, without {len(left_out)} images that were left out by --on-error skip: "
                 f"{left_out[0]}. Say --on-error skip again, or mend them"
             )
-        remember(name, config, artifacts)
-        print("\n".join(artifacts.metrics(step).notes))
-        print(f"{artifacts.path(step)}\nTo use it: --data {name}")
-        return 0
+        return config
 
     @contextmanager
-    def _backend(self, store: ArtifactStore, resources: Resources) -> Iterator[Backend]:
+    def _pool(self, store: ArtifactStore, count: int) -> Iterator[tuple[Backend, Resources]]:
+        """Who reads: workers of a cluster, or processes here; no more than there is work for."""
+        most = max(1, -(-count // BLOCK))
         if self.address is not None:
-            with on_ray(store, address=self.address, resources=resources) as backend:
-                yield backend
+            asked = Resources(workers=self.processes or 1)
+            with on_ray(store, address=self.address, resources=asked) as backend:
+                yield backend, Resources(workers=self.processes or min(most, cluster_cpus()))
             return
-        local = LocalBackend(processes=self.processes)
+        processes = self.processes or min(most, len(os.sched_getaffinity(0)))
+        local = LocalBackend(processes=processes)
         try:
-            yield local
+            yield local, Resources(workers=processes)
         except BaseException:
             local.stop()
             raise
@@ -124,14 +153,15 @@ class Prepare:
             path=path, format=self.format or "auto", labels=self.labels or "folder", on_error=self.on_error
         )
 
-    def _files(self, options: ImportOptions, kept: Path, backend: Backend, resources: Resources) -> DataConfig:
+    def _config(self, entries: Sequence[Entry]) -> DataConfig:
         if self.image_size is None:
             raise ValueError("--image-size is needed: pixels a side of the images to train on, such as 64")
-        entries = look_at(options)
         percent = self._percent(entries)
-        config = DataConfig(
+        return DataConfig(
             source="files", content="", image_size=self.image_size, channels=self.channels or 3, test_percent=percent
         )
+
+    def _content(self, options: ImportOptions, count: int, kept: Path, backend: Backend, resources: Resources) -> str:
         done = 0
 
         def on_done(stop: int) -> None:
@@ -139,26 +169,36 @@ class Prepare:
             done = max(done, stop)
 
         work = Background(
-            lambda: digest_of(options, len(entries), kept=kept, backend=backend, resources=resources, on_done=on_done)
+            lambda: digest_of(options, count, kept=kept, backend=backend, resources=resources, on_done=on_done)
         )
-        content = show(work, "looking", lambda: StepProgress(done, len(entries), "img", {}, 0.0))
-        return dataclasses.replace(config, content=content)
+        return show(work, "looking", lambda: StepProgress(done, count, "img", {}, 0.0))
 
     def _percent(self, entries: Sequence[Entry]) -> int | None:
-        own = has_own_split(entries)
-        if self.test_percent == "own":
-            if not own:
-                raise ValueError(
-                    "--test-percent own: not every image's name begins with train or test, or one side has none; name "
-                    "a share"
-                )
-            return None
-        if self.test_percent is None:
-            return None if own and not isinstance(entries[0].label, str) else DEFAULT_TEST_PERCENT
-        return self.test_percent
+        sides = own_sides(entry.name for entry in entries)
+        if isinstance(self.test_percent, int):
+            return self.test_percent
+        if len(sides) > 2:
+            raise ValueError(
+                f"{self.source} is split into {', '.join(sorted(sides))}, and a data set here into two: name a share "
+                f"of all that is held out with --test-percent, or prepare a folder with train and the one you mean"
+            )
+        if self.test_percent == "own" and not sides:
+            raise ValueError(
+                "--test-percent own: not every image is in a folder or file that is called train, test or val, or all "
+                "are in the same; name a share"
+            )
+        if self.test_percent is None and sides and isinstance(entries[0].label, str):
+            raise ValueError(
+                f"{self.source} is split into {' and '.join(sorted(sides))} already: say --test-percent own to keep "
+                f"that, or a share, such as {DEFAULT_TEST_PERCENT}, to mix them and split anew"
+            )
+        return None if sides else DEFAULT_TEST_PERCENT
 
     def _built_in(self) -> DataConfig:
-        given = {"channels": self.channels, "labels": self.labels, "format": self.format}
+        given = {
+            "channels": self.channels, "labels": self.labels, "format": self.format, "processes": self.processes,
+            "on-error": None if self.on_error == "fail" else self.on_error,
+        }  # fmt: skip
         for option, value in given.items():
             if value is not None:
                 raise ValueError(f"--{option} {value}: {self.source} has its own; leave it out")
@@ -166,10 +206,22 @@ class Prepare:
         if self.source == "digits":
             if self.test_percent == "own":
                 raise ValueError("--test-percent own: digits bring no split; name a share")
-            return DataConfig(source="digits", image_size=size, test_percent=self.test_percent or DIGITS_TEST_PERCENT)
+            percent = DIGITS_TEST_PERCENT if self.test_percent is None else self.test_percent
+            return DataConfig(source="digits", image_size=size, test_percent=percent)
         if self.test_percent not in (None, "own"):
             raise ValueError(f"--test-percent {self.test_percent}: fashion-mnist brings its own split; leave it out")
         return DataConfig(source="fashion-mnist", image_size=size, test_percent=None)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A full disk, or a process that ended, in words of one line."""
+    try:
+        yield
+    except (OSError, BrokenExecutor) as error:
+        raise PreflightError(
+            f"the data cannot be prepared: {type(error).__name__}: {error}. The same command goes on where it was"
+        ) from error
 
 
 def prepare_source(step: Step, store: ArtifactStore, *, backend: Backend, resources: Resources) -> None:

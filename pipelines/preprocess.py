@@ -6,8 +6,10 @@ import io
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+VERSION = 1  # raised when the same file would become other pixels
 Channels = Literal[1, 3]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM", "TIFF")
@@ -82,6 +84,12 @@ def resize_center_crop(image: Image.Image, size: int) -> np.ndarray:
     pixels = np.asarray(image.resize((width, height), resample=Image.Resampling.BICUBIC))
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size].reshape(size, size, -1).copy()
+
+
+def made_with() -> dict[str, str]:
+    """What pixels depend on besides the file: this module, Pillow, and the decoders inside it."""
+    decoders = {name: str(features.version(name)) for name in ("jpg", "webp", "libtiff")}
+    return {"preprocessing": str(VERSION), "pillow": PIL.__version__, **decoders}
 
 
 def one_line(error: BaseException) -> str:

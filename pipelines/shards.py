@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.errors import DamagedArtifact
 from pipelines.located_shards import shard_bytes
+from pipelines.preprocess import made_with
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -67,7 +68,7 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a data set holds, a function of its identity alone; written after all shards."""
+    """What a data set holds, a function of its identity and of what it was made with; written after all shards."""
 
     source: str
     shape: tuple[int, int, int]
@@ -82,6 +83,10 @@ class Manifest:
     std: list[float]
     shards: tuple[dict[str, Any], ...]
     """split, file, rows and sha256 of each, in order."""
+    left_out: int
+    """How many images of the source could not be read; skipped.json names them."""
+    made_with: dict[str, str]
+    """Versions of the preprocessing, of Pillow and of the decoders in it."""
 
     @classmethod
     def read(cls, dataset: Path) -> Manifest:
@@ -97,8 +102,14 @@ class Manifest:
         """Of a manifest's bytes, wherever they were read."""
         try:
             said = json.loads(content)
-            return cls(**{**said, "shape": tuple(said["shape"]), "classes": tuple(said["classes"]),
-                          "shards": tuple(said["shards"])})  # fmt: skip
+            manifest = cls(**{**said, "shape": tuple(said["shape"]), "classes": tuple(said["classes"]),
+                              "shards": tuple(said["shards"])})  # fmt: skip
+            for split, count in manifest.images.items():
+                if sum(shard["rows"] for shard in manifest.shards if shard["split"] == split) != count:
+                    raise ValueError(f"its shards of {split} do not hold the {count} images it says")
+            if strange := {shard["split"] for shard in manifest.shards} - manifest.images.keys():
+                raise ValueError(f"it has shards of {', '.join(map(repr, strange))}")
+            return manifest
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedArtifact(source, f"no manifest of a data set ({error})") from error
 
@@ -139,7 +150,7 @@ class ShardWriter:
         if len(self._waiting[split]) == self._rows:
             self._write(split)
 
-    def finish(self, *, source: str, classes: Sequence[str]) -> Manifest:
+    def finish(self, *, source: str, classes: Sequence[str], left_out: int = 0) -> Manifest:
         """Write what is left and the manifest. Raises ValueError when a split is empty."""
         for split in SPLITS:
             if self._waiting[split]:
@@ -157,6 +168,8 @@ class ShardWriter:
             mean=mean.tolist(),
             std=np.sqrt(np.maximum(self._squares / values - mean**2, 0)).tolist(),
             shards=tuple(sorted(self._shards, key=lambda shard: str(shard["file"]))),
+            left_out=left_out,
+            made_with=made_with(),
         )
         manifest.write(self._dataset)
         return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -19,11 +20,12 @@ from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
-from pipelines import import_images, single
+from pipelines import import_images, shards, single
 from pipelines.cli import run
 from pipelines.data import dataset_step
 from pipelines.data_commands import Export, Inspect, List, Verify, main
 from pipelines.named_data import known, named
+from pipelines.own_split import own_side
 from pipelines.prepare_command import Prepare
 from pipelines.preprocess import ImageRefused
 from pipelines.shards import Manifest, read_split
@@ -117,7 +119,7 @@ def test_a_preparation_that_was_killed_goes_on_where_it_was(
     assert not list((tmp_path / "store").glob("dataset/*/manifest.json"))
     again = prepared(flowers, tmp_path / "store")
     assert len(read) == 45 + 20  # two blocks were kept
-    assert not list(again.glob("*.npz"))
+    assert not (again / ".blocks").exists()
     assert manifest_text(again) == manifest_text(whole)
 
 
@@ -141,6 +143,31 @@ def test_a_first_look_that_was_killed_goes_on_where_it_was(
     assert len(looked) == 45 + 20 + 60  # two blocks were kept; then all are read once more to be made smaller
     assert manifest_text(again) == manifest_text(whole)
     assert not any((tmp_path / "store" / ".looking").iterdir())
+
+
+def test_two_preparations_of_one_source_at_once_do_not_disturb_each_other(flowers: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "pipelines/data.py", "prepare", str(flowers), "--store", str(tmp_path / "store")]
+    both = [
+        subprocess.Popen([*arguments, "--image-size", size, "--name", f"at-{size}"], cwd=ROOT) for size in ("8", "16")
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_no_data_set(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(flowers, tmp_path / "whole")
+    for module, function in ((import_images, "write_whole"), (shards.pq, "write_table")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, function, full)
+            with pytest.raises(PreflightError, match="No space left on device"):
+                prepared(flowers, tmp_path / "store")
+        assert not list((tmp_path / "store").glob("dataset/*/record.json"))
+    assert manifest_text(prepared(flowers, tmp_path / "store")) == manifest_text(whole)
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_source_that_changed_after_a_killed_look_is_noticed(
@@ -266,8 +293,33 @@ def test_a_folder_of_train_and_test_may_bring_its_split_too(flowers: Path, tmp_p
     manifest = Manifest.read(prepared(tmp_path / "split", tmp_path / "store", test_percent="own"))
     assert manifest.images == {"train": 45, "test": 15}
     assert manifest.classes == ("aster", "rose", "tulip")
-    with pytest.raises(ValueError, match="not every image's name begins with train or test"):
+    with pytest.raises(ValueError, match="not every image is in a folder or file that is called train, test or val"):
         prepared(flowers, tmp_path / "store", test_percent="own")
+
+
+def test_a_split_that_a_folder_brings_is_neither_kept_nor_mixed_without_a_word(flowers: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted(flowers.rglob("*.png"))):
+        folder = tmp_path / "ImageNet" / "data" / ("val" if number % 4 == 0 else "train") / file.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    store = tmp_path / "store"
+    with pytest.raises(ValueError, match=r"is split into train and val already: say --test-percent own .* or a share"):
+        prepared(tmp_path / "ImageNet", store, test_percent=None)
+    kept = prepared(tmp_path / "ImageNet", store, test_percent="own")
+    assert Manifest.read(kept).images == {"train": 45, "test": 15}
+    mixed = prepared(tmp_path / "ImageNet", store, test_percent=30, replace=True)
+    assert Manifest.read(kept).classes == Manifest.read(mixed).classes == ("aster", "rose", "tulip")
+    assert "own split into train, val was mixed, and 30 %" in (mixed / "metrics.json").read_text()
+    (tmp_path / "ImageNet" / "data" / "val" / "rose").rename(tmp_path / "ImageNet" / "data" / "test")
+    with pytest.raises(ValueError, match="is split into test, train, val, and a data set here into two"):
+        prepared(tmp_path / "ImageNet", store, test_percent="own", replace=True)
+
+
+def test_names_that_only_begin_like_a_split_are_none() -> None:
+    names = ["train-00000-of-00001.parquet/000000001", "test_batch.bin/000000001", "data/VAL/x.png", "t10k/1"]
+    assert [own_side(name) for name in names] == ["train", "test", "val", "test"]
+    others = ["trainer/1.png", "tests_of_mine/1.png", "valley/1.png", "train_01.png", "train.png"]
+    assert [own_side(name) for name in others] == [None] * 5
 
 
 def test_what_is_no_image_is_counted_and_named(flowers: Path, tmp_path: Path) -> None:

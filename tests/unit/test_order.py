@@ -26,7 +26,7 @@ def manifest(*rows: int, shape: tuple[int, int, int] = (2, 2, 3)) -> Manifest:
     shards = tuple({"split": "train", "file": f"{number}", "rows": n, "sha256": ""} for number, n in enumerate(rows))
     return Manifest(
         source="", shape=shape, classes=(), images={"train": sum(rows)}, images_per_class={}, mean=[], std=[],
-        shards=shards,
+        shards=shards, left_out=0, made_with={},
     )  # fmt: skip
 
 

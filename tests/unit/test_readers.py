@@ -189,9 +189,10 @@ def large(tmp_path: Path) -> Path:
     """What is said of 546,100 images of 64x64; there are none."""
     rows = 5461  # as such images lie in shards
     shards = tuple({"split": "train", "file": "", "rows": rows, "sha256": ""} for _ in range(100))
+    shards += ({"split": "test", "file": "", "rows": 1000, "sha256": ""},)
     Manifest(
         source="", shape=(64, 64, 3), classes=(), images={"train": 100 * rows, "test": 1000}, images_per_class={},
-        mean=[], std=[], shards=shards,
+        mean=[], std=[], shards=shards, left_out=0, made_with={},
     ).write(tmp_path)  # fmt: skip
     return tmp_path
 
