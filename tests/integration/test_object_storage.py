@@ -188,13 +188,14 @@ def test_shards_can_be_brought_along_and_an_attached_data_set_be_pushed_on(
     assert_same_images(attach(on, tmp_path / "third", name="copy"), prepared)
     file = attached / "train-00000.parquet"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DamagedArtifact, match=r"train-00000\.parquet"):
+    with pytest.raises(DamagedArtifact, match=rf"{file}: .*remove it, and it is read from {url}"):
         read_split(attached, "train")
 
 
-def test_a_push_that_was_killed_is_no_data_set_and_goes_on(
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_push_that_was_ended_is_no_data_set_and_goes_on(
     bucket: Bucket, proxy: FaultProxy, object_server: ObjectServer, here: Path, there: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, code: int,
 ) -> None:  # fmt: skip
     proxy.faults.append(Fault("PUT", "/shards/", spared=5, times=99, delay=60))
     command = [sys.executable, "pipelines/data.py", "push", "digits", bucket.url, "--store", str(here)]
@@ -204,8 +205,8 @@ def test_a_push_that_was_killed_is_no_data_set_and_goes_on(
         while time.monotonic() < until and not any(fault for _, _, fault in proxy.requests):
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(signum)
+        assert process.wait(10) == code  # although a request stands still
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.url)
     before = bucket.shards()
     assert 0 < len(before) < len(shard_files(here))
