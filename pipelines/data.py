@@ -90,9 +90,9 @@ def prepare(config: DataConfig, ctx: StepContext, *, options: ImportOptions | No
     if config.source == "files":
         if options is None:
             raise PreflightError(
-                f"the data set with content {config.content} is not in this store: prepare it first, with python "
-                f"pipelines/data.py prepare SOURCE --image-size {config.image_size} --channels {config.channels} "
-                f"--test-percent {config.test_percent or 'own'} --store STORE"
+                f"the data set with content {config.content} is not in this store: attach it, or prepare it first, "
+                f"with python pipelines/data.py prepare SOURCE --image-size {config.image_size} --channels "
+                f"{config.channels} --test-percent {config.test_percent or 'own'} --store STORE"
             )
         assert config.content is not None
         target = Target(config.image_size, config.channels, config.test_percent)

@@ -77,7 +77,9 @@ def shard_bytes(dataset: Path, shard: Mapping[str, Any]) -> bytes:
             raise DamagedArtifact(file, "is missing") from error
         return elsewhere.fetch(shard)
     if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-        raise DamagedArtifact(file, "its SHA-256 is not the manifest's")
+        elsewhere = Elsewhere.of(dataset)
+        remedy = "" if elsewhere is None else f"; remove it, and it is read from {elsewhere.url}"
+        raise DamagedArtifact(file, f"its SHA-256 is not the manifest's{remedy}")
     return content
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import tyro
 
 from orchestrator.backend import LocalBackend
+from orchestrator.errors import Interrupted
 from orchestrator.progress import StepProgress
 from orchestrator.signals import Background
 from orchestrator.step import Resources
-from pipelines.cli import HERE, Places
+from pipelines.cli import HERE, Places, fail
 from pipelines.data import dataset_step
 from pipelines.located_shards import where
 from pipelines.named_data import check_free, checked_name, known, named, remember
@@ -19,6 +24,8 @@ from pipelines.object_storage import open_location
 from pipelines.prepare_command import StoreFlag, prepare_source, show
 from pipelines.remote_data import DATASET_FILE, RemoteDataset, attached_step, copy_shards, push
 from pipelines.shards import Manifest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,7 @@ class Push:
         step = dataset_step(known(artifacts)[self.name])
         count = _Count(len(manifest.shards))
         work = Background(lambda: push(self.name, step, artifacts, root, reread=self.reread, on_done=count.add_one))
-        folder = show(work, "pushing", count.progress)
+        folder = _shown(work, "pushing", count.progress)
         print(f"{folder}\nElsewhere: python pipelines/data.py attach {folder}")
         return 0
 
@@ -71,19 +78,29 @@ class Attach:
         folder = given.parent if given.name == DATASET_FILE else given
         artifacts = Places(store=self.store).artifact_store()
         artifacts.check_writable()
-        remote = show(Background(lambda: RemoteDataset.read(folder)), "looking", lambda: None)
+        remote = _shown(Background(lambda: RemoteDataset.read(folder)), "looking", lambda: None)
         step, name = attached_step(remote, folder), checked_name(self.name or remote.name)
         check_free(name, step.config, artifacts, replace=self.replace)
         dataset = artifacts.path(step)
         work = Background(lambda: prepare_source(step, artifacts, backend=LocalBackend(), resources=Resources()))
-        show(work, "attaching", lambda: None)
+        _shown(work, "attaching", lambda: None)
         if self.copy:
             count = _Count(len(Manifest.read(dataset).shards))
-            show(Background(lambda: copy_shards(dataset, on_done=count.add_one)), "copying", count.progress)
+            _shown(Background(lambda: copy_shards(dataset, on_done=count.add_one)), "copying", count.progress)
         remember(name, step.config, artifacts)
         print("\n".join(artifacts.metrics(step).notes))
         print(f"{dataset}, shards {where(dataset, Manifest.read(dataset).shards)}\nTo use it: --data {name}")
         return 0
+
+
+def _shown(work: Background[T], what: str, progress: Callable[[], StepProgress | None]) -> T:
+    """show(), but a signal ends the process at once: on the usual way out pyarrow waits for its requests to end."""
+    try:
+        return show(work, what, progress)
+    except Interrupted as interrupted:
+        code = fail(interrupted, interrupted.exit_code)
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class _Count:

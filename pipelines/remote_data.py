@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections import deque
@@ -125,7 +126,7 @@ def copy_shards(dataset: Path, *, on_done: Callable[[], None]) -> None:
     def copy(shard: dict[str, Any]) -> None:
         file = dataset / shard["file"]
         if not file.is_file():
-            partial_file = file.with_name(f".{file.name}.partial")
+            partial_file = file.with_name(f".{file.name}.{os.getpid()}")
             partial_file.write_bytes(shard_bytes(dataset, shard))
             partial_file.replace(file)
         on_done()
