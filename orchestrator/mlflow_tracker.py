@@ -202,7 +202,8 @@ class MlflowTracker:
 
 def _dataset_input(uri: str, facts: DatasetFacts) -> DatasetInput:
     source = json.dumps({"uri": uri})
-    dataset = Dataset(facts.name, facts.digest, "local", source, profile=json.dumps(facts.profile))
+    kind = {"s3": "s3", "gs": "gs"}.get(urlsplit(uri).scheme, "local")
+    dataset = Dataset(facts.name, facts.digest, kind, source, profile=json.dumps(facts.profile))
     return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
 
 

@@ -93,6 +93,8 @@ class DatasetFacts:
     """At most 36 characters, another for other data."""
     profile: Mapping[str, Any]
     """What it holds, in JSON types: counts, shapes."""
+    uri: str | None = None
+    """Where it is read from, when that is not the step's own artifact."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ class ArtifactStore:
             return StepMetrics()
         said = json.loads(text)
         dataset = said.get("dataset")
-        datasets = () if dataset is None else ((self.path(step).as_uri(), DatasetFacts(**dataset)),)
+        facts = None if dataset is None else DatasetFacts(**dataset)
+        datasets = () if facts is None else ((facts.uri or self.path(step).as_uri(), facts),)
         return StepMetrics(said["metrics"], said["protocol"], tuple(said["notes"]), datasets)
 
     def all_metrics(self, steps: Iterable[Step]) -> StepMetrics:

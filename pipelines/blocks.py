@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
-from diffusion.precision import allow_tf32
-from orchestrator.step import Resources, StepContext
+from orchestrator.step import StepContext
 
 R = TypeVar("R")
 Block = tuple[int, int]
@@ -32,13 +29,3 @@ def map_blocks(
 
     ctx.progress(done=done, total=count * passes, unit="img")
     return ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show)
-
-
-def worker_device(resources: Resources) -> str:
-    """The device this worker was given: the GPU that Ray shows it alone, or the CPU, with so many threads.
-
-    float32 is float32 on it.
-    """
-    torch.set_num_threads(resources.cpus_per_worker)
-    allow_tf32(False)
-    return "cuda" if resources.gpus_per_worker else "cpu"

@@ -5,6 +5,8 @@ Prepare, list, inspect, verify and export them; push them to object storage, and
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +54,7 @@ class List:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Look at a data set: its classes, statistics and what was left out, and a picture of its first images."""
+    """Look at a data set: its classes, statistics and what was left out, and a picture of images from all over it."""
 
     name: tyro.conf.Positional[str]
     output: Path = Path("contact-sheet.png")
@@ -72,7 +74,7 @@ class Inspect:
             print(f"{label!r:.24}".ljust(24), f"{train:>8,} {test:>8,}  {'#' * round(40 * train / longest)}")
         if left_out := skipped(dataset):
             print(f"left out, {len(left_out)}:\n" + "\n".join(left_out))
-        images = [image for image, _, _ in _first(images_of(dataset, "train"), SHEET_SIDE**2)]
+        images = list(_evenly(dataset, SHEET_SIDE**2))
         _check_parent(self.output)
         image_grid(np.stack(images)).save(self.output)
         print(self.output)
@@ -116,17 +118,28 @@ class Export:
             raise ValueError(f"{self.output} is there already: name another place")
         _check_parent(self.output)
         manifest = Manifest.read(dataset)
-        if self.output.suffix == ".npz":
-            images, labels, _ = zip(*images_of(dataset, self.split), strict=True)
-            known_labels = {"arr_1": np.array(labels, dtype=np.int64)} if manifest.classes else {}
-            np.savez(self.output, arr_0=np.stack(images), **known_labels)  # type: ignore[arg-type]  # see nll.py
-        else:
-            for number, (image, label, _) in enumerate(images_of(dataset, self.split)):
-                folder = self.output / (f"{label:04d}" if manifest.classes else "")
-                folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{number:08d}.png")
+        partial = self.output.with_name(f".{self.output.name}.{uuid.uuid4().hex}{self.output.suffix}")
+        try:
+            if self.output.suffix == ".npz":
+                images, labels, _ = zip(*images_of(dataset, self.split), strict=True)
+                known_labels = {"arr_1": np.array(labels, dtype=np.int64)} if manifest.classes else {}
+                np.savez(partial, arr_0=np.stack(images), **known_labels)  # type: ignore[arg-type]  # see nll.py
+            else:
+                self._write_folder(dataset, manifest, partial)
+            partial.rename(self.output)  # whole or not there
+        finally:
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            partial.unlink(missing_ok=True)
         print(self.output)
         return 0
+
+    def _write_folder(self, dataset: Path, manifest: Manifest, output: Path) -> None:
+        for number, (image, label, _) in enumerate(images_of(dataset, self.split)):
+            # By number: a class's name may hold what no folder's name can.
+            folder = output / (f"{label:04d}" if manifest.classes else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{number:08d}.png")
 
 
 def main(
@@ -159,9 +172,13 @@ def _check_parent(output: Path) -> None:
         raise ValueError(f"{output}: its folder is not there; make it first")
 
 
-def _first(images: Iterator[tuple[np.ndarray, int, str]], count: int) -> Iterator[tuple[np.ndarray, int, str]]:
-    for _, image in zip(range(count), images, strict=False):
-        yield image
+def _evenly(dataset: Path, count: int) -> Iterator[np.ndarray]:
+    """So many training images, or all, at equal distances: images lie as their names sort, which is by class."""
+    total = Manifest.read(dataset).images["train"]
+    chosen = {number * total // count for number in range(count)}
+    for number, (image, _, _) in enumerate(images_of(dataset, "train")):
+        if number in chosen:
+            yield image
 
 
 def _rounded(values: list[float]) -> str:

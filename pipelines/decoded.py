@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.errors import DamagedArtifact, PreflightError
-from pipelines.shards import ImageSet, Manifest, read_shard
+from pipelines.shards import ImageSet, Manifest, Split, read_shard
 
 FOLDER_VARIABLE = "PAPERTABLE_CACHE"
 MIB = 2**20
@@ -158,6 +158,12 @@ class DecodedCache:
                 file.close()
                 raise
         return file
+
+
+def decoded_split(dataset: Path, split: Split, *, memory_bytes: int) -> Decoded:
+    """All images of a split, from this node's folder."""
+    manifest = Manifest.read(dataset)
+    return DecodedCache(cache_folder(), memory_bytes, dataset, manifest).open(list(manifest.of_split(split)))
 
 
 def decode(dataset: Path, shard: dict[str, Any], manifest: Manifest) -> ImageSet:

@@ -18,7 +18,8 @@ from diffusion.metrics.inception import EfficientNetLite0Features, clean_fid_fre
 from diffusion.metrics.kid import kid
 from diffusion.metrics.stats import GaussianStats
 from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks, worker_device
+from pipelines.blocks import Block, map_blocks
+from pipelines.devices import worker_device
 from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.shards import read_split
 

@@ -6,6 +6,7 @@ python pipelines/nll.py tiny --store artifacts
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,11 @@ from diffusion.nll import (
 )
 from diffusion.schedule import respace
 from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks, worker_device
-from pipelines.shards import read_split
-from pipelines.train import to_tensor, to_unit_range
+from pipelines.blocks import Block, map_blocks
+from pipelines.decoded import MIB, decoded_split
+from pipelines.devices import worker_device
+from pipelines.shards import count_images
+from pipelines.train import to_unit_range
 from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config
 
 VERSION = 4
@@ -126,7 +129,8 @@ def measure(config: NllConfig, ctx: StepContext) -> None:
     nll.npz has nll_bpd (rounds, images) and prior_bpd (images,). Of all terms it also has terms_bpd, xstart_mse and
     eps_mse, means over the images, and timestep, the step of the model's own chain: (T,) each, in increasing t.
     """
-    images = len(read_split(ctx.inputs["dataset"], "test").images[: config.images])
+    held_out = count_images(ctx.inputs["dataset"], "test")
+    images = min(held_out, config.images or held_out)
     if isinstance(config.terms, DrawnTerms) and config.terms.interval_bpd is not None and images < FEWEST_IMAGES:
         raise ValueError(
             f"nll.terms.interval_bpd={config.terms.interval_bpd}: the {images} test images are too few to know an "
@@ -253,10 +257,11 @@ def _load(
 ) -> tuple[TrainedModel, Tensor]:
     """The model with the chain that is measured, and the block's test images, on this worker's device."""
     device = worker_device(resources)
-    images = read_split(dataset, "test").images[slice(*block)]
+    with closing(decoded_split(dataset, "test", memory_bytes=resources.data_mib * MIB)) as held:
+        images = torch.from_numpy(held.pixels[slice(*block)].copy())
     model = load_trained(train, device=device)
     model = replace(model, schedule=respace(model.schedule, config.respacing))
-    return model, to_unit_range(to_tensor(images)).to(device)
+    return model, to_unit_range(images).to(device)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

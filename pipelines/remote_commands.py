@@ -12,13 +12,13 @@ from typing import TypeVar
 import tyro
 
 from orchestrator.backend import LocalBackend
-from orchestrator.errors import Interrupted
+from orchestrator.errors import Interrupted, PreflightError
 from orchestrator.progress import StepProgress
 from orchestrator.signals import Background
 from orchestrator.step import Resources
 from pipelines.cli import HERE, Places, fail
 from pipelines.data import dataset_step
-from pipelines.located_shards import where
+from pipelines.located_shards import Elsewhere, where
 from pipelines.named_data import check_free, checked_name, known, named, remember
 from pipelines.object_storage import open_location
 from pipelines.prepare_command import StoreFlag, prepare_source, show
@@ -84,6 +84,12 @@ class Attach:
         dataset = artifacts.path(step)
         work = Background(lambda: prepare_source(step, artifacts, backend=LocalBackend(), resources=Resources()))
         _shown(work, "attaching", lambda: None)
+        elsewhere = Elsewhere.of(dataset)
+        if elsewhere is not None and elsewhere.url != folder.url:
+            raise PreflightError(
+                f"this data set is attached here already, at {elsewhere.url}. If it is read from {folder} from now on, "
+                f"remove {dataset} and attach it again"
+            )
         if self.copy:
             count = _Count(len(Manifest.read(dataset).shards))
             _shown(Background(lambda: copy_shards(dataset, on_done=count.add_one)), "copying", count.progress)

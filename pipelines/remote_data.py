@@ -201,8 +201,12 @@ def _attach(config: DataConfig, ctx: StepContext, *, remote: RemoteDataset, fold
     for left in ctx.output.glob("*.parquet"):  # of a preparation that was killed
         left.unlink()
     (ctx.output / MANIFEST_FILE).write_bytes(content)  # these very bytes: protocols name their hash
-    for name in {METRICS_FILE, SKIPPED_FILE} & set(remote.files):
-        write_whole(ctx.output / name, json.dumps(remote.files[name], indent=1))
+    files = dict(remote.files)
+    if "dataset" in files.get(METRICS_FILE, {}):
+        said = files[METRICS_FILE]
+        files[METRICS_FILE] = {**said, "dataset": {**said["dataset"], "uri": folder.url}}
+    for name in {METRICS_FILE, SKIPPED_FILE} & set(files):
+        write_whole(ctx.output / name, json.dumps(files[name], indent=1))
     elsewhere.write(ctx.output)
 
 

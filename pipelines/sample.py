@@ -17,7 +17,8 @@ from PIL import Image
 from diffusion.ema import rate_name
 from diffusion.sampling import SamplerConfig, sample, to_uint8
 from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks, worker_device
+from pipelines.blocks import Block, map_blocks
+from pipelines.devices import worker_device
 from pipelines.trained import TrainStepConfig, load_trained, trained_config
 
 VERSION = 3

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from pipelines.sources.base import (
     Labels,
     Place,
     SourceRefused,
+    check_unpacked,
     gunzip,
     one_file,
     told,
@@ -45,6 +47,8 @@ def open_npz(place: Place, labels: Labels, _: ExitStack) -> Found:
     """The layout of the published evaluator. Held in memory."""
     if begins(one_file(place)) != "zip":  # which numpy would read as something else, if it could
         raise SourceRefused(place.path, "is no npz file (these are zip archives)", FETCH_AGAIN)
+    with told(place.path, "npz file"), ZipFile(place.path) as archive:
+        check_unpacked(place.path, sum(member.file_size for member in archive.infolist()))
     with told(place.path, "npz file"), np.load(place.path, allow_pickle=False) as arrays:
         names = list(arrays.files)
         if "arr_0" not in names:

@@ -19,9 +19,9 @@ Labels = Literal["folder", "prefix", "none"]
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """The longest image file that is read, from a folder or out of an archive."""
-GUNZIP_FREE_BYTES = 2**30
-GUNZIP_MAX_RATIO = 100
-"""What gzip may unpack to: 1 GiB, or 100 times its own length if that is more."""
+UNPACKED_FREE_BYTES = 2**30
+UNPACKED_MAX_RATIO = 100
+"""What a file may unpack to: 1 GiB, or 100 times its own length if that is more."""
 FETCH_AGAIN = "fetch or write it again"
 
 
@@ -116,10 +116,15 @@ def one_file(place: Place) -> Path:
 
 
 def gunzip(file: Path, into: IO[bytes]) -> None:
-    allowed = max(GUNZIP_FREE_BYTES, GUNZIP_MAX_RATIO * file.stat().st_size)
     with gzip.open(file, "rb") as stream:
         while block := stream.read(2**20):
-            if into.tell() + len(block) > allowed:
-                what = f"unpacks to more than {allowed:,} bytes, as no images would"
-                raise SourceRefused(file, what, "if it is sound, unpack it yourself")
+            check_unpacked(file, into.tell() + len(block))
             into.write(block)
+
+
+def check_unpacked(file: Path, unpacked: int) -> None:
+    """Raises SourceRefused for so many bytes out of that file: a bomb."""
+    allowed = max(UNPACKED_FREE_BYTES, UNPACKED_MAX_RATIO * file.stat().st_size)
+    if unpacked > allowed:
+        what = f"unpacks to more than {allowed:,} bytes, as no images would"
+        raise SourceRefused(file, what, "if it is sound, unpack it yourself")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.preprocess import ImageRefused
-from pipelines.sources.base import Entry, Found, Labels, Place, SourceRefused, told
+from pipelines.sources.base import MAX_IMAGE_BYTES, Entry, Found, Labels, Place, SourceRefused, check_unpacked, told
 from pipelines.sources.kinds import of_kind
 
 
@@ -23,7 +23,9 @@ def open_parquet(place: Place, labels: Labels, _: ExitStack) -> Found:
         file = place.at(name)
         with told(file, "Parquet file"), pq.ParquetFile(file) as parquet:
             column = _image_column(file, parquet.schema_arrow)
-            lengths = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            groups = [parquet.metadata.row_group(group) for group in range(parquet.num_row_groups)]
+            check_unpacked(file, max((group.total_byte_size for group in groups), default=0))
+            lengths = [group.num_rows for group in groups]
             given = None if labels == "none" else _parquet_labels(file, parquet)
         places = ((group, row) for group, length in enumerate(lengths) for row in range(length))
         for index, (group, row) in enumerate(places):
@@ -69,4 +71,6 @@ def _read_row(read_group: Callable[[], pa.ChunkedArray], row: int, name: str) ->
     content = value["bytes"] if isinstance(value, dict) else value
     if content is None:
         raise ImageRefused(name, "has no bytes (null): the images are to be inside the Parquet file")
+    if len(content) > MAX_IMAGE_BYTES:
+        raise ImageRefused(name, f"is {len(content):,} bytes long: at most {MAX_IMAGE_BYTES:,} are read")
     return content

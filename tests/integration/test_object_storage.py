@@ -16,11 +16,12 @@ from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.store import ArtifactStore
 from pipelines import single
 from pipelines.cli import run
+from pipelines.data import dataset_step
 from pipelines.data_commands import Export, Inspect, List, Verify
 from pipelines.named_data import known, named
 from pipelines.prepare_command import Prepare
 from pipelines.shards import read_split
-from tests.buckets import FOLDER, Bucket, assert_same_images, attach, push
+from tests.buckets import CONFIG, FOLDER, Bucket, assert_same_images, attach, push
 from tests.seaweedfs import KEY, PUBLIC_BUCKET, SECRET, ObjectServer
 
 pytestmark = pytest.mark.s3
@@ -39,6 +40,17 @@ def trained(store: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, np.nda
     return load_file(weights)
 
 
+def test_a_data_set_that_is_attached_at_one_place_is_not_silently_read_from_there_when_another_is_named(
+    bucket: Bucket, here: Path, there: Path
+) -> None:
+    one, two = (push(here, f"{bucket.url}/{place}") for place in ("one", "two"))
+    attach(one, there)
+    with pytest.raises(PreflightError, match=rf"attached here already, at {one}\. .* remove .* and attach it again"):
+        attach(two, there)
+    ((source, facts),) = ArtifactStore(str(there)).metrics(dataset_step(CONFIG)).datasets
+    assert (source, facts.name) == (one, "digits")
+
+
 def test_a_model_trains_on_a_data_set_where_it_lies_as_on_one_prepared_here(
     bucket: Bucket, here: Path, there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,7 +61,9 @@ def test_a_model_trains_on_a_data_set_where_it_lies_as_on_one_prepared_here(
     assert attached.relative_to(there) == prepared.relative_to(here)  # one identity
     assert not list(attached.glob("*.parquet"))
     assert (attached / "manifest.json").read_bytes() == (prepared / "manifest.json").read_bytes()
-    assert (attached / "metrics.json").read_bytes() == (prepared / "metrics.json").read_bytes()
+    said = [json.loads((place / "metrics.json").read_text()) for place in (attached, prepared)]
+    assert [facts["dataset"].pop("uri") for facts in said] == [url, None]
+    assert said[0] == said[1]
     assert_same_images(attached, prepared)
     capsys.readouterr()
     List(store=str(there))()
@@ -95,7 +109,7 @@ def test_what_is_not_what_was_pushed_is_not_attached(bucket: Bucket, here: Path,
     older = json.loads(commit)
     older["identity"]["version"] -= 1
     bucket.put(f"{folder}/dataset.json", json.dumps(older).encode())
-    with pytest.raises(PreflightError, match="made by version 1 of the dataset step, here it is version 2"):
+    with pytest.raises(PreflightError, match="made by version 2 of the dataset step, here it is version 3"):
         attach(url, there)
     bucket.put(f"{folder}/dataset.json", commit[:-1])
     with pytest.raises(DamagedArtifact, match=r"dataset\.json"):

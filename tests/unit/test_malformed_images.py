@@ -746,13 +746,29 @@ def test_a_folder_and_a_file_that_may_not_be_read_are_named(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "t-images-idx3-ubyte.gz"])
 def test_a_gzip_bomb_is_stopped_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("pipelines.sources.base.GUNZIP_FREE_BYTES", 2**20)
+    monkeypatch.setattr("pipelines.sources.base.UNPACKED_FREE_BYTES", 2**20)
     (tmp_path / name).write_bytes(gzip.compress(bytes(2**23)))
     (tmp_path / "t-labels-idx1-ubyte").write_bytes(IDX_LABELS)
     with pytest.raises(
         SourceRefused, match=r"unpacks to more than 1,048,576 bytes, as no images would: if it is sound"
     ):
         open_source(tmp_path / name if name.startswith("x") else tmp_path)
+
+
+def test_an_npz_bomb_and_a_parquet_bomb_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.sources.base.UNPACKED_FREE_BYTES", 2**16)
+    np.savez_compressed(tmp_path / "x.npz", np.zeros((300, 64, 64, 3), np.uint8))
+    pq.write_table(pa.table({"image": [bytes(2**20)] * 9}), tmp_path / "x.parquet", compression="zstd")
+    for name in ("x.npz", "x.parquet"):
+        with pytest.raises(SourceRefused, match=r"unpacks to more than [0-9,]+ bytes, as no images would"):
+            open_source(tmp_path / name)
+
+
+def test_an_image_in_parquet_too_long_to_be_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.sources.parquet.MAX_IMAGE_BYTES", 999)
+    pq.write_table(pa.table({"image": [bytes(1000)]}), tmp_path / "x.parquet")
+    with pytest.raises(ImageRefused, match=r"is 1,000 bytes long: at most 999 are read"):
+        read_all(tmp_path / "x.parquet")
 
 
 def test_an_image_file_too_long_to_be_one_is_refused_unread(tmp_path: Path) -> None:

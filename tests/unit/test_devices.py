@@ -6,7 +6,7 @@ import torch
 
 from diffusion.precision import allow_tf32
 from orchestrator.step import Resources
-from pipelines.blocks import worker_device
+from pipelines.devices import worker_device
 
 
 def test_float32_on_a_gpu_is_float32_where_the_pipeline_runs() -> None:
