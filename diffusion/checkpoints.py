@@ -60,7 +60,8 @@ class Network(nn.Module, ABC):
     ) -> None:
         """Write the network to a file; by choice other weights (an average) in it, and more header.
 
-        The name appears when the file is whole. Raises ValueError for weights that are not this network's.
+        Equal networks give equal files. The name appears when the file is whole. Raises ValueError for weights that are
+        not this network's.
         """
         if HEADER in (metadata or {}):
             raise ValueError(f"metadata[{HEADER!r}] is the network's own description")
@@ -70,6 +71,7 @@ class Network(nn.Module, ABC):
         partial = Path(f"{path}.partial")
         try:
             save_file(kept, partial, metadata={HEADER: json.dumps(self.description()), **(metadata or {})})
+            _put_in_order(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -115,6 +117,18 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     if not isinstance(description, dict):
         raise ValueError(f"{path}: its header describes a network by {description!r}")
     return description, weights
+
+
+def _put_in_order(file: Path) -> None:
+    """Sort the metadata in a file's header, which safetensors writes in an order that chance decides."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length
+        stream.seek(8)
+        stream.write(text.ljust(length))
 
 
 def header_of(content: bytes) -> dict[str, str]:

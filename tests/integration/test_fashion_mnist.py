@@ -18,6 +18,7 @@ from orchestrator.store import ArtifactStore
 from pipelines import presets
 from pipelines.builtin_data import FASHION_MNIST_HOME
 from pipelines.data import DataConfig, dataset_step
+from pipelines.data_commands import Verify
 from pipelines.decoded import MIB
 from pipelines.named_data import named
 from pipelines.prepare_command import Prepare
@@ -44,6 +45,7 @@ pytestmark = [
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fashion")
     Prepare(source="fashion-mnist", image_size=32, store=str(folder))()
+    Verify(name="fashion-mnist", store=str(folder))()
     return folder
 
 
@@ -101,19 +103,19 @@ def test_batches_are_the_same_from_disk_and_from_s3_resident_and_streaming(
     assert len(hashes) == 1
 
 
-def test_a_hundred_steps_train_the_same_weights_from_disk_and_from_s3(
+def test_a_hundred_steps_train_the_same_weights_from_disk_and_streaming_from_s3(
     store: Path, attached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = presets.tiny()
     data = DataConfig(source="fashion-mnist", image_size=32, test_percent=None)
     model = replace(base.model, image_size=32, model_channels=32, attention_resolutions=())
-    train = replace(base.train, images=STEPS * 16, batch_size=16)
+    train = replace(base.train, images=STEPS * 16, batch_size=16, shuffle_mib=16)
     step = train_step_of(model, base.diffusion, train, 0, dataset=dataset_step(data))
     weights = []
-    for place in (store, attached):
+    for place, data_mib in ((store, 1000), (attached, 40)):
         monkeypatch.setenv("PAPERTABLE_CACHE", str(tmp_path / f"cache-{place.name}"))
         there = ArtifactStore(str(place))
-        materialize([step], there, backend=LocalBackend(), resources=Resources())
+        materialize([step], there, backend=LocalBackend(), resources=Resources(data_mib=data_mib))
         weights.append(hashlib.sha256((there.path(step) / MODEL_FILE).read_bytes()).hexdigest())
     print(f"SHA-256 of the weights after {STEPS} steps: {weights[0]}")
     assert weights[0] == weights[1]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusion.checkpoints import Network, load_weights
+from diffusion.checkpoints import Network, load_weights, read_checkpoint
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.openai_checkpoints import (
     from_published,
@@ -70,6 +70,15 @@ def test_a_file_gives_the_network_back_with_its_config_and_its_outputs(tmp_path,
     assert torch.equal(found(**inputs_of(found)), network(**inputs_of(network)))
     assert not found.training
     assert [file.name for file in tmp_path.iterdir()] == ["network.safetensors"]
+
+
+def test_equal_networks_give_equal_files(tmp_path):
+    network = randomized(NETWORKS["unet"]())
+    files = [tmp_path / str(number) for number in range(8)]
+    for file in files:
+        network.save(file, metadata={"config": '{"seed": 0}', "rate": "0.99", "ä": "ö"})
+    assert len({file.read_bytes() for file in files}) == 1
+    assert read_checkpoint(files[0])[0] == json.loads(json.dumps(network.description()))
 
 
 def test_float64_weights_come_back_as_float64_and_are_not_rounded_into_a_smaller_network(tmp_path):
