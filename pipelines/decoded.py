@@ -12,9 +12,11 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,6 +83,8 @@ class DecodedCache:
     """Bytes of the whole folder, beyond which files that nobody uses are removed before others are made."""
     dataset: Path
     manifest: Manifest
+    writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """One file is written at a time, so that the room of another is not given away."""
 
     def open(self, shards: Sequence[dict[str, Any]]) -> Decoded:
         """The images of these shards, one after the other in one file, decoded now unless they are here already.
@@ -109,20 +113,24 @@ class DecodedCache:
         return None if pixels is None or labels is None else (pixels, labels)
 
     def _decode(self, key: str, shards: Sequence[dict[str, Any]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-        self._make_room(decoded_bytes(self.manifest, rows=rows, files=1))
+        first = decode(self.dataset, shards[0], self.manifest)  # fetched while another is written
+        with self.writing:
+            self._make_room(decoded_bytes(self.manifest, rows=rows, files=1))
+            self._write(key, chain([first], (decode(self.dataset, shard, self.manifest) for shard in shards[1:])), rows)
+        found = self._find(key, rows)
+        assert found is not None
+        return found
+
+    def _write(self, key: str, decoded: Iterable[ImageSet], rows: int) -> None:
         height, width, channels = self.manifest.shape
         labels: list[np.ndarray] = []
         with _new_file(self.folder, f"{key}-pixels.npy", np.dtype(np.uint8), (rows, channels, height, width)) as write:
-            for shard in shards:
-                images = decode(self.dataset, shard, self.manifest)
+            for images in decoded:
                 # As training wants them: moved once here, and not at every step.
                 write(np.ascontiguousarray(images.images.transpose(0, 3, 1, 2)))
                 labels.append(images.labels)
         with _new_file(self.folder, f"{key}-labels.npy", LABEL, (rows,)) as write:
             write(np.concatenate(labels))
-        found = self._find(key, rows)
-        assert found is not None
-        return found
 
     def _make_room(self, needed: int) -> None:
         """Remove what nobody uses, what was used longest ago first, until there is room or no more of it."""

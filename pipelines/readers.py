@@ -7,9 +7,10 @@ shards in use and the next, which a thread fetches meanwhile. Both give the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,8 @@ from pipelines.shards import Manifest, Split
 
 Share = slice | Tensor
 """Which examples of the global batch: a slice, or their indices (int64)."""
+SIDE_BY_SIDE = 2
+"""Shards of a window that are fetched and decoded at a time; each is held whole meanwhile."""
 AT_ONCE = 2**15  # positions whose rows are worked out together: one by one they would cost more than the images
 
 
@@ -132,6 +135,7 @@ class StreamingReader(AbstractContextManager["StreamingReader"]):
     def __init__(self, decoded: DecodedCache, shards: Sequence[dict[str, Any]], steps: StepRows) -> None:
         self._decoded, self._shards, self._steps = decoded, shards, steps
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._shard_threads = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="shard")
         self._wanted: frozenset[int] = frozenset()
         self._windows: dict[int, Future[dict[int, Decoded]]] = {}
 
@@ -145,9 +149,10 @@ class StreamingReader(AbstractContextManager["StreamingReader"]):
         return Batch(*map(torch.from_numpy, batch))
 
     def close(self) -> None:
-        """As ImageReader says; waits until the thread is through with the shard it is at."""
+        """As ImageReader says; waits until the threads are through with the shards they are at."""
         self._want()
         self._thread.shutdown(cancel_futures=True)
+        self._shard_threads.shutdown()
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -182,14 +187,25 @@ class StreamingReader(AbstractContextManager["StreamingReader"]):
 
     def _read(self, window: int, shards: list[int]) -> dict[int, Decoded]:
         """In the thread. Stops early when the window is wanted no more."""
-        held: dict[int, Decoded] = {}
-        try:
-            for shard in shards:
-                if window in self._wanted:
-                    held[shard] = self._decoded.open([self._shards[shard]])
-        except BaseException:
-            _close(held)
-            raise
+        failed = Event()
+
+        def opened(shard: int) -> Decoded | None:
+            if failed.is_set() or window not in self._wanted:
+                return None
+            try:
+                return self._decoded.open([self._shards[shard]])
+            except BaseException:
+                failed.set()
+                raise
+
+        # One is fetched while another is decoded.
+        ends = {shard: self._shard_threads.submit(opened, shard) for shard in shards}
+        wait(ends.values())
+        held = {s: decoded for s, end in ends.items() if not end.exception() and (decoded := end.result()) is not None}
+        for end in ends.values():
+            if (error := end.exception()) is not None:
+                _close(held)
+                raise error
         return held
 
 
