@@ -42,7 +42,10 @@ def random_crop(images: Prepared, *, image_size: int, seed: int, step: int, inde
     """
     largest = prepared_size(image_size)
     if images.shape[-1] != largest:
-        raise ValueError(f"images of {images.shape[-1]} pixels: crops of {image_size} are taken from {largest}")
+        raise ValueError(
+            f"images of {images.shape[-1]} pixels: crops of {image_size} are taken from {largest}; prepare the data "
+            f"set with --image-size {largest}"
+        )
     draws = _draws(seed, step, index)
     sides = image_size + (draws[:, 1] * (largest - image_size + 1)).long()
     corners = (draws[:, 2:] * (sides - image_size + 1)[:, None]).long()

@@ -24,7 +24,7 @@ from pipelines.named_data import known, named, skipped
 from pipelines.prepare_command import Prepare, StoreFlag
 from pipelines.remote_commands import Attach, Push
 from pipelines.sample import image_grid
-from pipelines.shards import SPLITS, Manifest, Split, read_shard
+from pipelines.shards import SPLITS, Manifest, Split, read_images, read_split
 
 SHEET_SIDE = 8
 
@@ -74,7 +74,7 @@ class Inspect:
             print(f"{label!r:.24}".ljust(24), f"{train:>8,} {test:>8,}  {'#' * round(40 * train / longest)}")
         if left_out := skipped(dataset):
             print(f"left out, {len(left_out)}:\n" + "\n".join(left_out))
-        images = list(_evenly(dataset, SHEET_SIDE**2))
+        images = list(_from_all_over(dataset))
         _check_parent(self.output)
         image_grid(np.stack(images)).save(self.output)
         print(self.output)
@@ -95,7 +95,7 @@ class Verify:
         store.verify(dataset_step(known(store)[self.name]))
         manifest = Manifest.read(dataset)
         for shard in manifest.shards:
-            read_shard(dataset, shard)
+            read_images(dataset, shard, manifest)
         place = where(dataset, manifest.shards)
         print(f"{len(manifest.shards)} shards, {sum(manifest.images.values()):,} images: as they were written, {place}")
         return 0
@@ -121,9 +121,9 @@ class Export:
         partial = self.output.with_name(f".{self.output.name}.{uuid.uuid4().hex}{self.output.suffix}")
         try:
             if self.output.suffix == ".npz":
-                images, labels, _ = zip(*images_of(dataset, self.split), strict=True)
-                known_labels = {"arr_1": np.array(labels, dtype=np.int64)} if manifest.classes else {}
-                np.savez(partial, arr_0=np.stack(images), **known_labels)  # type: ignore[arg-type]  # see nll.py
+                found = read_split(dataset, self.split)
+                labels = {"arr_1": found.labels} if manifest.classes else {}
+                np.savez(partial, arr_0=found.images, **labels)  # type: ignore[arg-type]  # see nll.py
             else:
                 self._write_folder(dataset, manifest, partial)
             partial.rename(self.output)  # whole or not there
@@ -135,7 +135,9 @@ class Export:
         return 0
 
     def _write_folder(self, dataset: Path, manifest: Manifest, output: Path) -> None:
-        for number, (image, label, _) in enumerate(images_of(dataset, self.split)):
+        parts = (read_images(dataset, shard, manifest) for shard in manifest.of_split(self.split))
+        pairs = (pair for part in parts for pair in zip(part.images, part.labels, strict=True))
+        for number, (image, label) in enumerate(pairs):
             # By number: a class's name may hold what no folder's name can.
             folder = output / (f"{label:04d}" if manifest.classes else "")
             folder.mkdir(parents=True, exist_ok=True)
@@ -158,27 +160,24 @@ def main(
     return command()
 
 
-def images_of(dataset: Path, split: Split) -> Iterator[tuple[np.ndarray, int, str]]:
-    """Image, label and name, shard by shard."""
-    manifest = Manifest.read(dataset)
-    for shard in manifest.of_split(split):
-        table = read_shard(dataset, shard)
-        for pixels, label, name in zip(*(table[column].to_pylist() for column in table.column_names), strict=True):
-            yield np.frombuffer(pixels, dtype=np.uint8).reshape(manifest.shape), label, name
-
-
 def _check_parent(output: Path) -> None:
     if not output.absolute().parent.is_dir():
         raise ValueError(f"{output}: its folder is not there; make it first")
 
 
-def _evenly(dataset: Path, count: int) -> Iterator[np.ndarray]:
-    """So many training images, or all, at equal distances: images lie as their names sort, which is by class."""
-    total = Manifest.read(dataset).images["train"]
-    chosen = {number * total // count for number in range(count)}
-    for number, (image, _, _) in enumerate(images_of(dataset, "train")):
-        if number in chosen:
-            yield image
+def _from_all_over(dataset: Path) -> Iterator[np.ndarray]:
+    """Training images at equal distances, for they lie as their names sort, by class; out of a few shards alone."""
+    manifest = Manifest.read(dataset)
+    shards = list(manifest.of_split("train"))
+    chosen = [shards[number] for number in _evenly(len(shards), SHEET_SIDE)]
+    for shard in chosen:
+        images = read_images(dataset, shard, manifest).images
+        yield from images[_evenly(len(images), SHEET_SIDE**2 // len(chosen))]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """So many of 0..count-1, or all."""
+    return sorted({number * count // most for number in range(most)})
 
 
 def _rounded(values: list[float]) -> str:

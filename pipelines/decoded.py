@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
 
-from orchestrator.errors import DamagedArtifact, PreflightError
-from pipelines.shards import ImageSet, Manifest, Split, read_shard
+from orchestrator.errors import PreflightError
+from pipelines.shards import ImageSet, Manifest, Split, read_images
 
 FOLDER_VARIABLE = "PAPERTABLE_CACHE"
 MIB = 2**20
@@ -113,10 +112,11 @@ class DecodedCache:
         return None if pixels is None or labels is None else (pixels, labels)
 
     def _decode(self, key: str, shards: Sequence[dict[str, Any]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-        first = decode(self.dataset, shards[0], self.manifest)  # fetched while another is written
+        images = (read_images(self.dataset, shard, self.manifest) for shard in shards)
+        first = next(images)  # fetched while another is written
         with self.writing:
             self._make_room(decoded_bytes(self.manifest, rows=rows, files=1))
-            self._write(key, chain([first], (decode(self.dataset, shard, self.manifest) for shard in shards[1:])), rows)
+            self._write(key, chain([first], images), rows)
         found = self._find(key, rows)
         assert found is not None
         return found
@@ -172,19 +172,6 @@ def decoded_split(dataset: Path, split: Split, *, memory_bytes: int) -> Decoded:
     """All images of a split, from this node's folder."""
     manifest = Manifest.read(dataset)
     return DecodedCache(cache_folder(), memory_bytes, dataset, manifest).open(list(manifest.of_split(split)))
-
-
-def decode(dataset: Path, shard: dict[str, Any], manifest: Manifest) -> ImageSet:
-    """A shard's images. Raises DamagedArtifact unless it is what the manifest says."""
-    table = read_shard(dataset, shard)
-    height, width, channels = manifest.shape
-    size = height * width * channels
-    pixels, labels = table["pixels"].combine_chunks(), table["label"].to_numpy()
-    if len(table) != shard["rows"] or pixels.type != pa.binary(size) or pixels.null_count:
-        raise DamagedArtifact(dataset / shard["file"], "does not hold the images that the manifest says")
-    flat = np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * size, offset=pixels.offset * size)
-    images = ImageSet(images=flat.reshape(-1, height, width, channels), labels=labels)
-    return images.require(image_size=height, num_classes=len(manifest.classes))
 
 
 @contextmanager

@@ -291,7 +291,7 @@ def _side(name: str, image: np.ndarray, target: Target) -> Split:
         return split_of(image, test_percent=target.test_percent)
     side = own_split(name)
     if side is None:
-        raise PreflightError(f"{name!r} tells no side of the split")
+        raise PreflightError(f"{name!r} tells no side of the split: name a share that is held out with --test-percent")
     return side
 
 

@@ -7,10 +7,9 @@ shards in use and the next, which a thread fetches meanwhile. Both give the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Event
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -186,26 +185,20 @@ class StreamingReader(AbstractContextManager["StreamingReader"]):
                 self._windows[number] = self._thread.submit(self._read, number, shards)
 
     def _read(self, window: int, shards: list[int]) -> dict[int, Decoded]:
-        """In the thread. Stops early when the window is wanted no more."""
-        failed = Event()
+        """In the thread. Stops early when the window is wanted no more, or a shard cannot be read."""
+        held: dict[int, Decoded] = {}
 
-        def opened(shard: int) -> Decoded | None:
-            if failed.is_set() or window not in self._wanted:
-                return None
-            try:
-                return self._decoded.open([self._shards[shard]])
-            except BaseException:
-                failed.set()
-                raise
+        def hold(shard: int) -> None:
+            if window in self._wanted:
+                held[shard] = self._decoded.open([self._shards[shard]])
 
         # One is fetched while another is decoded.
-        ends = {shard: self._shard_threads.submit(opened, shard) for shard in shards}
-        wait(ends.values())
-        held = {s: decoded for s, end in ends.items() if not end.exception() and (decoded := end.result()) is not None}
-        for end in ends.values():
-            if (error := end.exception()) is not None:
-                _close(held)
-                raise error
+        ends = [self._shard_threads.submit(hold, shard) for shard in shards]
+        failed = [end for end in wait(ends, return_when=FIRST_EXCEPTION).done if end.exception()]
+        if failed:
+            wait([end for end in ends if not end.cancel()])
+            _close(held)
+            failed[0].result()
         return held
 
 

@@ -195,14 +195,20 @@ class ShardWriter:
 def read_split(dataset: Path, split: Split) -> ImageSet:
     """The images of a prepared data set, in the manifest's order. Raises DamagedArtifact for a shard that changed."""
     manifest = Manifest.read(dataset)
-    tables = [read_shard(dataset, shard) for shard in manifest.of_split(split)]
-    table = pa.concat_tables(tables)
-    pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), dtype=np.uint8)
-    images = pixels.reshape(-1, *manifest.shape).copy()  # a copy: frombuffer's memory is read-only
-    labels = table["label"].to_numpy()
-    return ImageSet(images=images, labels=labels).require(
-        image_size=manifest.shape[0], num_classes=len(manifest.classes)
-    )
+    parts = [read_images(dataset, shard, manifest) for shard in manifest.of_split(split)]
+    return ImageSet(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
+
+
+def read_images(dataset: Path, shard: dict[str, Any], manifest: Manifest) -> ImageSet:
+    """A shard's images, read-only. Raises DamagedArtifact unless it is what the manifest says."""
+    table = read_shard(dataset, shard)
+    size = int(np.prod(manifest.shape))
+    pixels, labels = table["pixels"].combine_chunks(), table["label"].to_numpy()
+    if len(table) != shard["rows"] or pixels.type != pa.binary(size) or pixels.null_count:
+        raise DamagedArtifact(dataset / shard["file"], "does not hold the images that the manifest says")
+    flat = np.frombuffer(pixels.buffers()[1], np.uint8, count=len(pixels) * size, offset=pixels.offset * size)
+    images = ImageSet(images=flat.reshape(-1, *manifest.shape), labels=labels)
+    return images.require(image_size=manifest.shape[0], num_classes=len(manifest.classes))
 
 
 def read_shard(dataset: Path, shard: dict[str, Any]) -> pa.Table:

@@ -78,7 +78,8 @@ def open_source(path: Path, *, format: Format | Literal["auto"] = "auto", labels
         found = READERS[chosen](place, labels, held)
         if not found.entries:
             ignored = f" ({len(found.ignored)} other files, such as {found.ignored[0]!r})" if found.ignored else ""
-            raise SourceRefused(path, f"holds no images{ignored}", "name a place that does, or another format=")
+            fix = "name a place that does, or another format=; archives of CIFAR's or MNIST's files are to be unpacked"
+            raise SourceRefused(path, f"holds no images{ignored}", fix)
         return Source(path, chosen, found.entries, found.ignored, held.pop_all())
 
 

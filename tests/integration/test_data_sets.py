@@ -20,7 +20,7 @@ from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
-from pipelines import import_images, shards, single
+from pipelines import data_commands, import_images, shards, single
 from pipelines.cli import run
 from pipelines.data import dataset_step
 from pipelines.data_commands import Export, Inspect, List, Verify, main
@@ -28,7 +28,7 @@ from pipelines.named_data import known, named
 from pipelines.own_split import own_side
 from pipelines.prepare_command import Prepare
 from pipelines.preprocess import ImageRefused
-from pipelines.shards import Manifest, read_split
+from pipelines.shards import ImageSet, Manifest, read_images, read_split
 from pipelines.sources import Entry
 
 SHORT = [
@@ -320,6 +320,25 @@ def test_names_that_only_begin_like_a_split_are_none() -> None:
     assert [own_side(name) for name in names] == ["train", "test", "val", "test"]
     others = ["trainer/1.png", "tests_of_mine/1.png", "valley/1.png", "train_01.png", "train.png"]
     assert [own_side(name) for name in others] == [None] * 5
+
+
+def test_the_picture_is_from_all_over_a_data_set_and_reads_few_of_its_shards(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MOST_SHARD_ROWS", 2)
+    dataset = prepared(flowers, tmp_path / "store")
+    read: list[str] = []
+
+    def counting(dataset: Path, shard: dict[str, str], manifest: Manifest) -> ImageSet:
+        read.append(shard["file"])
+        return read_images(dataset, shard, manifest)
+
+    monkeypatch.setattr(data_commands, "read_images", counting)
+    Inspect(name="flowers", output=tmp_path / "sheet.png", store=str(tmp_path / "store"))()
+    there = sorted(file.name for file in dataset.glob("train-*"))
+    assert len(read) == 8 < len(there)
+    assert read[0] == there[0]
+    assert read[-1] >= there[-4]
 
 
 def test_what_is_no_image_is_counted_and_named(flowers: Path, tmp_path: Path) -> None:

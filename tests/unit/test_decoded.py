@@ -47,7 +47,7 @@ def test_a_shard_is_decoded_once_and_found_from_then_on(cache: DecodedCache, mon
     first, second, *_ = shards(cache)
     assert holds(cache.open([first]), slice(0, 5))
     assert holds(cache.open([first, second]), slice(0, 10))
-    monkeypatch.delattr(decoded, "read_shard")
+    monkeypatch.delattr(decoded, "read_images")
     assert holds(cache.open([first]), slice(0, 5))
     assert holds(cache.open([first, second]), slice(0, 10))
 
@@ -72,13 +72,13 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 from pipelines import decoded
-from pipelines.shards import Manifest, read_shard
+from pipelines.shards import Manifest, read_images
 data, folder = map(Path, sys.argv[1:])
-def read_or_die(dataset, shard):
+def read_or_die(dataset, shard, manifest):
     if shard["file"] == "train-00003.parquet":
         os.kill(os.getpid(), signal.SIGKILL)
-    return read_shard(dataset, shard)
-decoded.read_shard = read_or_die
+    return read_images(dataset, shard, manifest)
+decoded.read_images = read_or_die
 manifest = Manifest.read(data)
 decoded.DecodedCache(folder, 2**20, data, manifest).open(list(manifest.of_split("train")))
 """

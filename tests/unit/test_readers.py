@@ -270,13 +270,13 @@ def test_closing_ends_the_thread_and_unmaps_the_files(
     dataset: Path, tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = threading.active_count()
-    slow = decoded.read_shard
+    slow = decoded.read_images
 
     def read_slowly(*arguments: Any) -> Any:
         time.sleep(0.05)
         return slow(*arguments)
 
-    monkeypatch.setattr(decoded, "read_shard", read_slowly)
+    monkeypatch.setattr(decoded, "read_images", read_slowly)
     reader = opener(dataset, tmp_path)
     reader.batch(0, slice(None))  # and the next window is being read
     reader.close()
