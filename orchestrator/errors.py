@@ -56,6 +56,12 @@ class StepBusy(PapertableError):
     exit_code = 3
 
 
+class LeaseLost(PapertableError):
+    """Somebody else took a step over while its owner was not heard of; the former owner may write nothing more."""
+
+    exit_code = 3
+
+
 class Interrupted(BaseException):
     """A signal asked us to stop; the same command goes on. No Exception: libraries catch those and go on."""
 
