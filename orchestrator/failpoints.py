@@ -1,4 +1,4 @@
-"""Where may a process be killed, to see that nothing is lost? At named points, which do nothing unless a test arms them.
+"""Where may a process be killed, to see that nothing is lost? At named points, idle unless a test arms them.
 
 A test names a folder in PAPERTABLE_FAILPOINTS before any process starts, and puts into it a file called like the point,
 which says at which passage the process that makes it dies, by SIGKILL, and is renamed first: a point fires once.
