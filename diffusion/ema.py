@@ -14,7 +14,7 @@ class EmaConfig:
     """Averages kept while training. The defaults are the papers': one rate, no warm-up."""
 
     rates: tuple[float, ...] = (0.9999,)
-    """Weight of the past in each average. The first is the model that is evaluated."""
+    """Weight of the past in each average. The first is the model that is evaluated; without any, the weights are."""
     warmup: bool = False
     """Let an average forget faster at first: at most (1 + step) / (10 + step). Published training does not."""
     arithmetic: Literal["published", "float64"] = "published"
@@ -22,8 +22,8 @@ class EmaConfig:
     to rounding; float64 keeps it, at twice the memory."""
 
     def __post_init__(self) -> None:
-        if not self.rates or len({rate_name(rate) for rate in self.rates}) < len(self.rates):
-            raise ValueError(f"train.ema.rates={self.rates}: at least one rate, and each once, to ten digits")
+        if len({rate_name(rate) for rate in self.rates}) < len(self.rates):
+            raise ValueError(f"train.ema.rates={self.rates}: each rate once, to ten digits")
         for rate in self.rates:
             if not 0 <= rate < 1:
                 raise ValueError(f"train.ema.rates={self.rates}: each must be at least 0 and less than 1")
@@ -56,8 +56,10 @@ class Ema:
     def weights(self, rate: float | None = None) -> dict[str, Tensor]:
         """The average at a rate, by default the first, by parameter name, in the parameters' dtype.
 
-        Raises ValueError for a rate that is not kept.
+        Empty where no average is kept at all. Raises ValueError for a rate that is not kept.
         """
+        if rate is None and not self._averages:
+            return {}
         average = self._averages.get(self._config.rates[0] if rate is None else rate)
         if average is None:
             raise ValueError(f"rate {rate}: there are averages at {', '.join(map(rate_name, self._averages))}")

@@ -60,13 +60,15 @@ def _weight_of_term(config: DiffusionConfig, schedule: NoiseSchedule) -> float:
     return 1.0 if config.vlb_weight == "1/T" else config.vlb_weight * schedule.num_timesteps
 
 
-def quartile_sums(t: Steps, values: PerExample, weights: PerExample, *, num_timesteps: int) -> Float[Tensor, "2 4"]:
-    """Weighted values and weights, each summed over the examples whose t lies in each quarter of 0..T-1.
+def quartile_sums(
+    t: Steps, values: Float[Tensor, "k b"], weights: PerExample, *, num_timesteps: int
+) -> Float[Tensor, "k_and_1 4"]:
+    """Weighted values, and in the last row the weights, summed over the examples of each quarter of 0..T-1.
 
     Sums, so that batches can be added up; their ratio is the quarter's mean, however t was drawn.
     """
-    sums = torch.zeros(2, 4, dtype=values.dtype, device=values.device)
-    return sums.index_add(1, 4 * t // num_timesteps, torch.stack([weights * values, weights]).to(values.dtype))
+    in_quarter = (4 * t // num_timesteps)[:, None] == torch.arange(4, device=t.device)
+    return torch.cat([values * weights, weights[None]]) @ in_quarter.to(values.dtype)
 
 
 def vlb_term(

@@ -1,75 +1,26 @@
-"""What is one step of training, and what state does it carry? Loops, files and workers are the caller's."""
+"""What is one step of training? Loops, files and workers are the caller's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffusion import fused
-from diffusion.divergence import DivergenceWatch
-from diffusion.ema import Ema, EmaConfig
-from diffusion.gaussian import DiffusionConfig
-from diffusion.losses import LossTerms, diffusion_losses, quartile_sums
+from diffusion.losses import quartile_sums
+from diffusion.objectives import Examples, Measured, Module, Objective
+from diffusion.precision import autocast
 from diffusion.randomness import TIMESTEP, TRAIN_NOISE, normal, uniform
-from diffusion.schedule import NoiseSchedule
-from diffusion.timestep_sampler import TimestepConfig, TimestepSampler, UniformConfig, build_timestep_sampler
-from diffusion.types import Images, PerExample, Steps, check_choice
-
-Norms = Literal["torch", "fused"]
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter, in torch's words
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How a network is trained. The defaults are IDDPM's: Adam, no warm-up, no annealing, no clipping."""
-
-    images: int
-    """Length of training on the clock of images_seen."""
-    batch_size: int = 128
-    """Of all workers together."""
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    """The averages of the weights."""
-    timesteps: TimestepConfig = field(default_factory=UniformConfig)
-    """How t is drawn."""
-    shuffle_mib: int = 1024
-    """Images are shuffled among so many MiB of pixels, drawn anew every epoch; all of a data set that is smaller."""
-    flip: bool = False
-    """Mirror half of the images left to right, as ADM does and IDDPM does not."""
-    norms: Norms = "torch"
-    """fused: an operator of our own (fused.py), on CPUs, where it is compiled first; other rounding, more speed."""
-    tf32: bool = False
-    """On GPUs: float32 loses 13 of its 23 bits before it is multiplied, for speed; all that follows, too."""
-
-    def __post_init__(self) -> None:
-        check_choice("train.norms", self.norms, Norms)
-        for name in ("images", "batch_size", "shuffle_mib"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("lr", "eps"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be more than 0 and finite")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"train.weight_decay={self.weight_decay}: must be 0 or more and finite")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"train.betas={self.betas}: both must be at least 0 and less than 1")
-        if self.images % self.batch_size:
-            raise ValueError(
-                f"train.images={self.images}: must be a multiple of train.batch_size={self.batch_size}, such as "
-                f"{-(-self.images // self.batch_size) * self.batch_size}"
-            )
+from diffusion.reduction import TreeSum, gathered, like_parameters, rank, sum_over_workers, world_size
+from diffusion.train_config import AllReduceConfig, TreeConfig
+from diffusion.train_state import TrainState
+from diffusion.types import PerExample, Steps
 
 
 @dataclass(frozen=True)
@@ -79,212 +30,175 @@ class StepMetrics:
     Every mean is weighted as the loss is, so that it estimates the mean over uniform t however t was drawn.
     """
 
-    loss: Float[Tensor, ""]
-    simple: Float[Tensor, ""]
-    """Mean squared error of the prediction."""
-    vlb: Float[Tensor, ""] | None
-    """T times the mean term of the bound: an estimate of L_vlb in bits/dim, less its prior."""
+    names: tuple[str, ...]
+    """loss, and what the objective shows beside it."""
+    means: Float[Tensor, "names"]
+    quartiles: Float[Tensor, "names_and_weight 4"]
+    """Of t: the weighted values in each quarter of 0..T-1, summed, and, last, their weights, summed."""
     grad_norm: Float[Tensor, ""]
-    quartiles: Float[Tensor, "2 4"]
-    """Of t: the weighted losses in each quarter of 0..T-1, summed, and their weights, summed."""
-
-    def means(self) -> dict[str, Tensor]:
-        """Those that were measured, by name."""
-        measured = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "quartiles"}
-        return {name: value for name, value in measured.items() if value is not None}
-
-
-class TrainState:
-    """All that one step hands to the next. Equal on all workers, and complete: what is saved resumes bit by bit."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.AdamW, ema: Ema, timestep_sampler: TimestepSampler, *,
-        fused_norms: bool = False,
-    ) -> None:  # fmt: skip
-        self.model = model
-        self.fused_norms = fused_norms
-        self.optimizer = optimizer
-        self.ema = ema
-        self.timestep_sampler = timestep_sampler
-        self.images_seen = 0
-        self.step = 0
-        self._warm_at = torch.full_like(timestep_sampler.is_warm, -1, dtype=torch.int64)
-        self.divergence = DivergenceWatch()
+    """Before it was clipped; not finite in a step that was skipped."""
+    lr: float
+    loss_scale_log2: float | None
+    """Of this step; None but at fp16."""
+    skipped: bool
+    """The gradient overflowed float16, and nothing was learned."""
 
     @property
-    def sampler_warm_at(self) -> int | None:
-        """images_seen when importance sampling of t began. Reading it waits for the device."""
-        seen = int(self._warm_at)
-        return None if seen < 0 else seen
-
-    def learn_timesteps(self, t: Steps, losses: PerExample) -> None:
-        """Tell the sampler of t what a batch cost, and note when it has heard enough."""
-        self.timestep_sampler.update(t, losses)
-        begins = self.timestep_sampler.is_warm & (self._warm_at < 0)
-        self._warm_at = torch.where(begins, self.images_seen, self._warm_at)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The state by name: model.*, ema.*, optimizer.*, sampler.*. Raises TrainingDiverged when it is lost."""
-        self.divergence.check()
-        return {
-            **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
-            **{f"ema.{name}": tensor for name, tensor in self.ema.state().items()},
-            **{
-                f"optimizer.{name}.{moment}": self.optimizer.state[parameter][moment]
-                for name, parameter in self.model.named_parameters()
-                for moment in MOMENTS
-            },
-            **{f"sampler.{name}": tensor for name, tensor in self.timestep_sampler.state().items()},
-        }
-
-    def meta(self) -> dict[str, Any]:
-        """The rest of the state, as JSON has it."""
-        return {"images_seen": self.images_seen, "step": self.step, "sampler_warm_at": self.sampler_warm_at}
-
-    @torch.no_grad()
-    def load_tensors(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Continue from what tensors() and meta() gave. Refuses by name what is missing, unknown or misshapen."""
-        own = self.tensors()
-        _check_same_entries(own, tensors)
-        if set(meta) != set(self.meta()):
-            raise ValueError(f"training state has meta data {sorted(meta)}, not {sorted(self.meta())}")
-        for name, tensor in own.items():
-            if not name.startswith("sampler."):
-                tensor.copy_(tensors[name])
-        sampler = {name: tensors[f"sampler.{name}"] for name in self.timestep_sampler.state()}
-        self.timestep_sampler.load(sampler)
-        self.images_seen, self.step = meta["images_seen"], meta["step"]
-        warm_at = meta["sampler_warm_at"]
-        self._warm_at.fill_(-1 if warm_at is None else warm_at)
-
-    def ema_weights(self, rate: float | None = None) -> dict[str, Tensor]:
-        """The model's state_dict with averaged parameters: at a rate, or the first. Raises TrainingDiverged if lost."""
-        self.divergence.check()
-        return {**self.model.state_dict(), **self.ema.weights(rate)}
-
-
-def build_train_state(config: TrainConfig, diffusion: DiffusionConfig, model: nn.Module) -> TrainState:
-    """The state before the first step, around a model that is on its device already."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,  # one pass over memory; gives the same bits on every run
-    )
-    for parameter in model.parameters():
-        # What AdamW would set up in its first step, so that the state is complete before it too.
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    if config.norms == "fused":
-        if any(not parameter.is_cpu for parameter in model.parameters()):
-            raise ValueError("train.norms='fused' is compiled for CPUs, and this model is on a GPU: set it to 'torch'")
-        fused.compile()
-    device = next(model.parameters()).device
-    if config.tf32 and device.type == "cpu":
-        raise ValueError("train.tf32=true is of GPUs, and this model is on a CPU: set it to false")
-    sampler = build_timestep_sampler(config.timesteps, diffusion.num_timesteps, device=device)
-    return TrainState(model, optimizer, Ema(config.ema, model), sampler, fused_norms=config.norms == "fused")
+    def loss(self) -> Float[Tensor, ""]:
+        """The mean that was minimised."""
+        return self.means[0]
 
 
 def train_step(
-    state: TrainState,
-    module: nn.Module,
-    diffusion: DiffusionConfig,
-    schedule: NoiseSchedule,
-    *,
-    x_start: Images,
-    index: Int64[Tensor, "b"],
-    step: int,
-    seed: int,
+    state: TrainState, module: nn.Module, objective: Objective, examples: Examples, *, step: int, seed: int
 ) -> StepMetrics:
-    """One update from this worker's share of the batch: its examples `index`. module is state.model, or DDP around it.
+    """One update from this worker's share of the batch. module is state.model, or what wraps it (DDP, a compiler).
 
-    t and eps are functions of (seed, step, index), so they do not depend on how many workers share the batch. Dropout
-    is a function of (seed, step, rank): a resumed run repeats it, another number of workers draws other masks.
+    t and eps are functions of (seed, step, index), dropout is one of (seed, step, part of the batch): of the shard, on
+    a tree, so that nothing hangs on how many workers there are; else of the worker and its microbatch. Raises
+    TrainingDiverged, some steps late, when a loss or gradient is no number, and LossScaleAtFloor.
     """
-    draws = uniform(seed=seed, stream=TIMESTEP, step=step, index=index, count=1)[:, 0]
-    t, weights = state.timestep_sampler.sample(draws)
-    eps = normal(seed=seed, stream=TRAIN_NOISE, step=step, index=index, shape=tuple(x_start.shape[1:]))
-    with fused.used(state.fused_norms):  # the way back, too: it may run blocks again
-        with _dropout_noise(state.model, seed=seed, step=step):
-            terms = diffusion_losses(diffusion, schedule, module, x_start=x_start, t=t, eps=eps)
-        grad_norm = _update(state, (terms.objective * weights).mean(), step=step)
-    objective = terms.objective.detach()
-    state.images_seen += len(x_start) * _world_size()
-    state.step = step + 1
-    _learn_timesteps(state, t, objective)
-    measured = _measure(terms, t, weights, grad_norm, schedule.num_timesteps)
-    state.divergence.add(step, loss=measured.loss, grad_norm=grad_norm, t=t, objective=objective)
-    return measured
-
-
-def _update(state: TrainState, loss: Float[Tensor, ""], *, step: int) -> Float[Tensor, ""]:
-    """Gradient, AdamW, average of the weights; returns the norm of the gradient (DDP has averaged it by then)."""
+    lr, scale = state.config.lr_at(step), state.loss_scale
+    log2 = None if scale is None else scale.log2
     state.optimizer.zero_grad()
-    loss.backward()
-    gradients = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
+    with fused.used(state.config.norms == "fused"):  # the way back, too: it may run blocks again
+        if isinstance(state.config.reduction, TreeConfig):
+            rows = _tree_gradient(state, module, objective, examples, state.config.reduction, step=step, seed=seed)
+        else:
+            rows = _averaged_gradient(state, module, objective, examples, state.config.reduction, step=step, seed=seed)
+    grad_norm, skipped = _update(state, lr=lr, step=step)
+    everything = gathered(rows.values)
+    state.images_seen += everything.shape[1]
+    state.step = step + 1
+    t, losses = everything[0].long(), everything[2]
+    if state.timestep_sampler.state():
+        state.learn_timesteps(t, losses)
+    means, quartiles = _measure(everything, num_timesteps=objective.schedule.num_timesteps)
+    watched = torch.zeros_like(grad_norm) if skipped else grad_norm
+    state.divergence.add(step, loss=means[0].float(), grad_norm=watched, t=t, objective=losses.float())
+    return StepMetrics(rows.names, means, quartiles, grad_norm, lr, log2, skipped)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """t, weight, objective and what is shown, of each example, in float64."""
+
+    names: tuple[str, ...]
+    values: Float[Tensor, "rows b"]
+
+    @staticmethod
+    def of(t: Steps, weights: PerExample, measured: Measured) -> _Rows:
+        rows = [t, weights, measured.objective.detach(), *(shown.detach() for shown in measured.shown.values())]
+        return _Rows(("loss", *measured.shown), torch.stack([row.double() for row in rows]))
+
+    @staticmethod
+    def joined(parts: list[_Rows]) -> _Rows:
+        return _Rows(parts[0].names, torch.cat([part.values for part in parts], dim=1))
+
+
+def _tree_gradient(
+    state: TrainState, module: nn.Module, objective: Objective, examples: Examples, tree: TreeConfig, *,
+    step: int, seed: int,
+) -> _Rows:  # fmt: skip
+    """Leave the mean gradient of the whole batch in .grad, summed over the tree of its shards."""
+    shards = tree.shards // world_size()
+    size, total, parts = len(examples) // shards, TreeSum(), []
+    parameters = list(state.model.parameters())
+    for number in range(shards):
+        shard = examples.part(number * size, (number + 1) * size)
+        key = (seed, step, rank() * shards + number)
+        # A power of two: the mean over shards costs no rounding.
+        parts.append(_backward(state, module, objective, shard, key=key, share=1 / tree.shards))
+        total.add(like_parameters(parameters))
+    gradients = total.total()
+    if world_size() > 1:
+        sum_over_workers(gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return _Rows.joined(parts)
+
+
+def _averaged_gradient(
+    state: TrainState, module: nn.Module, objective: Objective, examples: Examples, allreduce: AllReduceConfig, *,
+    step: int, seed: int,
+) -> _Rows:  # fmt: skip
+    """Leave in .grad what this worker's microbatches add up to; DDP or FSDP around the model averages workers."""
+    size = allreduce.microbatch or len(examples)
+    count, parts = len(examples) // size, []
+    share = 1.0 if allreduce.accumulation == "sum" else 1 / count
+    for number in range(count):
+        part = examples.part(number * size, (number + 1) * size)
+        with _synchronised(module, last=number == count - 1):
+            key = (seed, step, rank(), number)
+            parts.append(_backward(state, module, objective, part, key=key, share=share))
+    return _Rows.joined(parts)
+
+
+def _backward(
+    state: TrainState, module: Module, objective: Objective, examples: Examples, *,
+    key: tuple[int, ...], share: float,
+) -> _Rows:  # fmt: skip
+    """Add the gradient of a share of the weighted mean of these examples' losses to .grad."""
+    seed, step = key[:2]
+    draws = uniform(seed=seed, stream=TIMESTEP, step=step, index=examples.index, count=1)[:, 0]
+    t, weights = state.timestep_sampler.sample(draws)
+    shape = tuple(examples.x_start.shape[1:])
+    eps = normal(seed=seed, stream=TRAIN_NOISE, step=step, index=examples.index, shape=shape)
+    with _dropout_noise(state.model, key=key):
+        with autocast(examples.x_start.device, state.config.precision):
+            measured = objective(module, examples, t=t, eps=eps)
+        loss = (measured.objective * weights).mean() * share
+        (loss if state.loss_scale is None else loss * state.loss_scale.factor).backward()
+    return _Rows.of(t, weights, measured)
+
+
+def _update(state: TrainState, *, lr: float, step: int) -> tuple[Float[Tensor, ""], bool]:
+    """AdamW and the averages, unless float16 overflowed; the norm of the gradient, and whether it did."""
+    parameters = list(state.model.parameters())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if state.loss_scale is not None:
+        torch._foreach_mul_(gradients, 1 / state.loss_scale.factor)
     grad_norm = nn.utils.get_total_norm(gradients)
+    if state.loss_scale is not None:
+        overflowed = not bool(grad_norm.isfinite())  # the one look at a device that float16 costs every step
+        state.loss_scale.update(overflowed=overflowed, step=step)
+        if overflowed:
+            return grad_norm, True
+    if state.config.clip_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, state.config.clip_grad_norm, grad_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
     state.optimizer.step()
     state.ema.update(state.model, step=step)
-    return grad_norm
+    return grad_norm, False
 
 
 @torch.no_grad()
-def _measure(terms: LossTerms, t: Steps, weights: Tensor, grad_norm: Tensor, num_timesteps: int) -> StepMetrics:
-    rows = [terms.objective, terms.simple] + ([] if terms.vlb is None else [terms.vlb * num_timesteps])
-    means = (torch.stack(rows) * weights).mean(dim=1)
-    quartiles = quartile_sums(t, terms.objective, weights, num_timesteps=num_timesteps)
-    if _world_size() > 1:
-        everything = torch.cat([means / _world_size(), quartiles.flatten()])
-        dist.all_reduce(everything)
-        means, quartiles = everything[: len(rows)], everything[len(rows) :].reshape(2, 4)
-    return StepMetrics(means[0], means[1], None if terms.vlb is None else means[2], grad_norm, quartiles)
-
-
-def _learn_timesteps(state: TrainState, t: Steps, losses: PerExample) -> None:
-    """Tell the sampler of t what this batch cost. All workers tell it all workers' losses in the order of ranks."""
-    if not state.timestep_sampler.state():
-        return  # nothing is learned, so nothing need be exchanged
-    pairs = torch.stack([t.double(), losses.double()])
-    if _world_size() > 1:
-        everybody = [torch.empty_like(pairs) for _ in range(_world_size())]
-        dist.all_gather(everybody, pairs)
-        pairs = torch.cat(everybody, dim=1)
-    state.learn_timesteps(pairs[0].long(), pairs[1])
+def _measure(rows: Float[Tensor, "rows b"], *, num_timesteps: int) -> tuple[Tensor, Tensor]:
+    """Weighted means, and the sums of each quarter of t; alike on all workers, who all hold the whole batch's rows."""
+    t, weights, values = rows[0].long(), rows[1], rows[2:]
+    sums = quartile_sums(t, values, weights, num_timesteps=num_timesteps)
+    return (values * weights).mean(dim=1), sums
 
 
 @contextmanager
-def _dropout_noise(model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
-    """Inside, torch's generators are a function of (seed, step, rank); outside, as if nothing had been drawn."""
+def _synchronised(module: nn.Module, *, last: bool) -> Iterator[None]:
+    """Workers exchange gradients in the last microbatch alone."""
+    no_sync: Callable[[], Any] | None = getattr(module, "no_sync", None)
+    if no_sync is None or last:
+        yield
+        return
+    with no_sync():
+        yield
+
+
+@contextmanager
+def _dropout_noise(model: nn.Module, *, key: tuple[int, ...]) -> Iterator[None]:
+    """Inside, torch's generators are a function of the key; outside, as if nothing had been drawn."""
     if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         yield
         return
     devices = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
-    rank = dist.get_rank() if _world_size() > 1 else 0
     with torch.random.fork_rng(devices=sorted(devices)):
-        torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         yield
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _check_same_entries(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    problems = [f"{name} is missing" for name in own if name not in given]
-    problems += [f"{name} is unknown" for name in given if name not in own]
-    for name in own:
-        if name in given and (own[name].shape, own[name].dtype) != (given[name].shape, given[name].dtype):
-            problems.append(f"{name} is {_kind(given[name])}, not {_kind(own[name])}")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"training state does not fit this model: {'; '.join(problems[:5])}{more}")
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -60,11 +60,13 @@ def test_the_other_published_weight_leaves_the_term_as_it_is_and_at_a_thousand_s
 
 @given(t=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=20), seed=st.integers(0, 1000))
 def test_quartiles_hold_every_loss_once_in_its_quarter_of_t(t: list[int], seed: int) -> None:
-    values, weights = torch.rand(2, len(t), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    sums, counts = quartile_sums(torch.tensor(t), values, weights, num_timesteps=STEPS)
+    rows = torch.rand(3, len(t), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values, weights = rows[:2], rows[2]
+    *sums, counts = quartile_sums(torch.tensor(t), values, weights, num_timesteps=STEPS)
     for quarter in range(4):
         inside = [i for i, step in enumerate(t) if quarter / 4 <= step / STEPS < (quarter + 1) / 4]
-        assert sums[quarter].item() == pytest.approx(sum(float(weights[i] * values[i]) for i in inside))
+        for row, total in zip(values, sums, strict=True):
+            assert total[quarter].item() == pytest.approx(sum(float(weights[i] * row[i]) for i in inside))
         assert counts[quarter].item() == pytest.approx(sum(float(weights[i]) for i in inside))
 
 

@@ -93,7 +93,12 @@ def test_the_state_is_every_average_by_rate_and_name_and_comes_in_the_parameters
     assert Ema(EmaConfig(), linear(1.0, torch.float64)).weights()["bias"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("rates", [(), (1.0,), (-0.1,), (0.9, 0.9), (1 - 1e-11, 1 - 2e-11)])
+@pytest.mark.parametrize("rates", [(1.0,), (-0.1,), (0.9, 0.9), (1 - 1e-11, 1 - 2e-11)])
 def test_rates_that_make_no_average_are_refused(rates):
     with pytest.raises(ValueError, match=r"train\.ema\.rates"):
         EmaConfig(rates=rates)
+
+
+def test_without_any_average_the_weights_are_the_model():
+    ema = Ema(EmaConfig(rates=()), linear(1.0))
+    assert ema.weights() == {} == ema.state()

@@ -14,14 +14,14 @@ from torch import nn
 from diffusion.divergence import CHECK_EVERY_STEPS, TrainingDiverged
 from diffusion.ema import EmaConfig
 from diffusion.gaussian import DiffusionConfig, build_schedule
+from diffusion.loss_scale import LossScaleAtFloor
 from diffusion.losses import diffusion_losses
+from diffusion.objectives import DiffusionObjective, Examples
 from diffusion.randomness import TIMESTEP, TRAIN_NOISE, normal, uniform
 from diffusion.timestep_sampler import LossSecondMomentConfig, LossSecondMomentSampler, UniformConfig
-from diffusion.training import (
-    TrainConfig,
-    build_train_state,
-    train_step,
-)
+from diffusion.train_config import AllReduceConfig, LossScaleConfig, TrainConfig, TreeConfig
+from diffusion.train_state import build_train_state
+from diffusion.training import train_step
 from diffusion.unet import UNet, UNetConfig
 
 BATCH = 8
@@ -39,9 +39,15 @@ def fresh_state(*, dropout=0.0, timesteps=None, device="cpu", **changes):
         image_size=8, channels=1, model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(),
         num_heads=1, dropout=dropout,
     )  # fmt: skip
-    settings = {"lr": 1e-3, "ema": EmaConfig(rates=(0.9,)), "timesteps": timesteps or UniformConfig(), **changes}
-    train = TrainConfig(images=1000, batch_size=BATCH, **settings)
-    return build_train_state(train, SHORT_CHAIN, UNet(config, out_channels=2).to(device))
+    settings = {
+        "lr": 1e-3,
+        "ema": EmaConfig(rates=(0.9,)),
+        "timesteps": timesteps or UniformConfig(),
+        "reduction": TreeConfig(shards=2),
+        **changes,
+    }
+    train = TrainConfig(**{"images": 1000, "batch_size": BATCH, **settings})
+    return build_train_state(train, UNet(config, out_channels=2).to(device), num_timesteps=SHORT_CHAIN.num_timesteps)
 
 
 def batch(step):
@@ -50,20 +56,15 @@ def batch(step):
 
 def train(state, steps, *, module=None, rows=None):
     rows = torch.arange(BATCH) if rows is None else rows
-    schedule = build_schedule(SHORT_CHAIN)
+    objective = DiffusionObjective(SHORT_CHAIN, build_schedule(SHORT_CHAIN))
     return [
-        train_step(
-            state,
-            module or state.model,
-            SHORT_CHAIN,
-            schedule,
-            x_start=batch(step)[rows],
-            index=rows,
-            step=step,
-            seed=3,
-        )
+        train_step(state, module or state.model, objective, Examples(batch(step)[rows], rows), step=step, seed=3)
         for step in steps
     ]
+
+
+def means(measured):
+    return dict(zip(measured.names, measured.means, strict=True))
 
 
 def assert_equal_tensors(first, second):
@@ -100,9 +101,9 @@ def test_a_step_looks_at_nothing_it_computes_so_that_a_gpu_is_never_waited_for(t
     state = fresh_state(timesteps=timesteps, device="meta")
     x_start = torch.empty(BATCH, 1, 8, 8, device="meta")
     index = torch.empty(BATCH, dtype=torch.int64, device="meta")
-    schedule = build_schedule(SHORT_CHAIN).to("meta")
+    objective = DiffusionObjective(SHORT_CHAIN, build_schedule(SHORT_CHAIN).to("meta"))
     for step in range(CHECK_EVERY_STEPS - 1):
-        train_step(state, state.model, SHORT_CHAIN, schedule, x_start=x_start, index=index, step=step, seed=3)
+        train_step(state, state.model, objective, Examples(x_start, index), step=step, seed=3)
     with pytest.raises(RuntimeError, match="meta tensors"):
         state.divergence.check()  # once in many steps it has to
 
@@ -134,13 +135,13 @@ class Listening(nn.Module):
         return self.network(*inputs)
 
 
-def test_a_repeated_step_repeats_its_dropout_and_another_step_has_its_own():
+def test_a_repeated_step_repeats_its_dropout_and_every_other_step_and_shard_has_its_own():
     state = fresh_state(dropout=0.5)
     listening = Listening(state.model)
     train(state, [0, 1, 0], module=listening)
-    first, other, again = listening.heard
+    first, other, again = (listening.heard[2 * number : 2 * number + 2] for number in range(3))
     assert first == again
-    assert first != other
+    assert len({tuple(shard) for shard in first + other}) == 4
 
 
 def test_training_learns():
@@ -183,7 +184,8 @@ def test_steps_are_adamw_on_the_weighted_loss_at_keyed_t_and_eps():
             "vlb": 20 * (weights * terms.vlb).sum() / BATCH,
             "grad_norm": grad_norm,
         }
-        torch.testing.assert_close(measured.means(), expected, **SAME_STEPS)
+        found = {name: mean.float() for name, mean in means(measured).items()}
+        torch.testing.assert_close({**found, "grad_norm": measured.grad_norm}, expected, **SAME_STEPS)
     torch.testing.assert_close(list(state.model.parameters()), list(model.parameters()), **SAME_STEPS)
     torch.testing.assert_close(list(state.ema.state().values()), average, **SAME_STEPS)
     torch.testing.assert_close(state.timestep_sampler.state(), sampler.state(), **SAME_STEPS)
@@ -265,6 +267,10 @@ def test_meta_data_of_another_kind_of_state_is_refused():
         ({"lr": float("inf")}, "lr=inf"),
         ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\)"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"clip_grad_norm": 0.0}, "clip_grad_norm=0.0"),
+        ({"lr_warmup_images": -1}, "lr_warmup_images=-1"),
+        ({"loss_scale": LossScaleConfig(growth=0.5)}, "loss_scale changes nothing at train.precision='float32'"),
+        ({"reduction": TreeConfig(shards=256)}, "cannot be cut into train.reduction.shards=256"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(changes, message):
@@ -272,34 +278,181 @@ def test_a_training_that_cannot_be_is_refused(changes, message):
         TrainConfig(**{"images": 1280, **changes})
 
 
-def worker(rank, store, out):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TreeConfig(shards=3), "shards=3: must be a power of two"),
+        (lambda: AllReduceConfig(microbatch=0), "microbatch=0"),
+        (lambda: AllReduceConfig(accumulation="sum"), "changes nothing without a train.reduction.microbatch"),
+        (lambda: LossScaleConfig(initial_log2=1.0, floor_log2=2.0), "not below floor_log2=2"),
+        (lambda: TrainConfig(images=1280).check_workers(8), "8 workers: must be a power of two up to"),
+        (lambda: TrainConfig(images=1280).check_workers(3), "3 workers: must be a power of two"),
+        (lambda: TrainConfig(images=1280, reduction=AllReduceConfig()).check_workers(3), "must be a multiple"),
+        (lambda: TrainConfig(images=1280, reduction=AllReduceConfig(microbatch=5)).check_workers(2), "divide the 64"),
+    ],
+)
+def test_workers_and_parts_of_a_batch_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def worker(rank, world_size, store, out, settings):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
-    state = fresh_state(timesteps=IMPORTANCE)
-    module = nn.parallel.DistributedDataParallel(state.model)
-    share = BATCH // 2
+    state = fresh_state(**settings)
+    module = state.model
+    if isinstance(state.config.reduction, AllReduceConfig):
+        module = nn.parallel.DistributedDataParallel(state.model)
+    share = BATCH // world_size
     measured = train(state, range(8), module=module, rows=torch.arange(rank * share, (rank + 1) * share))
-    torch.save((state.tensors(), state.meta(), [(m.means(), m.quartiles) for m in measured]), f"{out}/{rank}.pt")
+    kept = [(m.means, m.quartiles, m.grad_norm) for m in measured]
+    torch.save((state.tensors(), state.meta(), kept), f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_workers_hold_one_state_and_take_the_steps_of_one_worker(tmp_path):
-    torch.multiprocessing.spawn(worker, args=(tmp_path / "store", tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+def trained_by(workers, folder, **settings):
+    """What every worker of a training holds at its end: tensors, meta data, and what its steps measured."""
+    folder.mkdir()
+    arguments = (workers, folder / "store", folder, settings)
+    torch.multiprocessing.spawn(worker, args=arguments, nprocs=workers)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(workers)]
+
+
+@pytest.mark.parametrize(("precision", "numbers"), [("float32", (2, 4)), ("fp16", (2,))])
+def test_one_two_and_four_workers_give_the_same_bits(tmp_path, precision, numbers):
+    """Weights, averages, optimizer, sampler, metrics: dropout and importance sampling of t included."""
+    settings = {"timesteps": IMPORTANCE, "dropout": 0.3, "reduction": TreeConfig(shards=4), "precision": precision}
+    (alone,) = trained_by(1, tmp_path / "1", **settings)
+    for workers in numbers:
+        for tensors, meta, measured in trained_by(workers, tmp_path / str(workers), **settings):
+            assert_equal_tensors(tensors, alone[0])
+            assert meta == alone[1]
+            for theirs, ours in zip(measured, alone[2], strict=True):
+                assert all(map(torch.equal, theirs, ours))
+
+
+def test_the_tree_takes_the_steps_of_one_whole_batch(tmp_path):
+    settings = {"timesteps": IMPORTANCE, "eps": 1e-3}
+    cut, whole = (fresh_state(reduction=TreeConfig(shards=shards), **settings) for shards in (8, 1))
+    for ours, theirs in zip(train(cut, range(8)), train(whole, range(8)), strict=True):
+        torch.testing.assert_close(ours.means, theirs.means, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.quartiles, theirs.quartiles, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(cut.tensors(), whole.tensors(), rtol=1e-3, atol=1e-5)
+
+
+def test_ddp_takes_the_steps_of_one_worker_but_for_rounding(tmp_path):
+    settings = {"timesteps": IMPORTANCE, "eps": 1e-3}
+    first, second = trained_by(2, tmp_path / "2", reduction=AllReduceConfig(microbatch=2), **settings)
     assert_equal_tensors(first[0], second[0])
     assert first[1] == second[1]
-    alone = fresh_state(timesteps=IMPORTANCE)
-    measured = train(alone, range(8))
-    assert first[1] == alone.meta()
-    for theirs, ours in zip(first[2], measured, strict=True):
-        # The same examples, t and eps; gradients are summed in another order, and AdamW passes the rounding on.
-        means, quartiles = theirs
-        for name in ("loss", "grad_norm"):
-            assert float(means[name]) == pytest.approx(float(getattr(ours, name)), rel=1e-4)
+    alone = fresh_state(reduction=AllReduceConfig(), **settings)
+    for (theirs, quartiles, grad_norm), ours in zip(first[2], train(alone, range(8)), strict=True):
+        torch.testing.assert_close(theirs, ours.means, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(quartiles, ours.quartiles, rtol=1e-4, atol=1e-5)
-        assert float(quartiles[0].sum() / BATCH) == pytest.approx(float(means["loss"]), rel=1e-5)
-    for name, tensor in alone.tensors().items():
-        if name.startswith("sampler."):
-            torch.testing.assert_close(first[0][name], tensor, rtol=1e-2, atol=1e-4, msg=name)
+        torch.testing.assert_close(grad_norm, ours.grad_norm, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first[0], alone.tensors(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_microbatches_average_and_the_published_sum_is_as_many_times_larger(size):
+    def grad_norm(**reduction):
+        return train(fresh_state(reduction=AllReduceConfig(**reduction)), [0])[0].grad_norm
+
+    whole = grad_norm()
+    torch.testing.assert_close(grad_norm(microbatch=size), whole, rtol=1e-4, atol=0)
+    published = grad_norm(microbatch=size, accumulation="sum")
+    torch.testing.assert_close(published, whole * BATCH / size, rtol=1e-4, atol=0)
+
+
+def test_gradient_checkpointing_changes_no_bit_also_under_autocast_and_dropout():
+    settings = {"dropout": 0.3, "precision": "bf16"}
+    plain, frugal = (fresh_state(gradient_checkpointing=on, **settings) for on in (False, True))
+    for state in (plain, frugal):
+        train(state, range(4))
+    assert frugal.model.gradient_checkpointing
+    assert_equal_tensors(plain.tensors(), frugal.tensors())
+
+
+def test_a_long_gradient_is_cut_to_length_and_reported_as_it_was():
+    free, cut = fresh_state(betas=(0.0, 0.0), eps=1.0), fresh_state(betas=(0.0, 0.0), eps=1.0, clip_grad_norm=1e-3)
+    measured, shortened = (train(state, [0])[0].grad_norm for state in (free, cut))
+    assert torch.equal(measured, shortened)
+    assert measured > 1e-3
+    first = [moment for name, moment in cut.tensors().items() if name.endswith("exp_avg")]
+    assert float(torch.cat([m.flatten() for m in first]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"lr_anneal": "iddpm"}, [1, 0.8, 0.6, 0.4, 0.2]),
+        ({"lr_anneal": "adm"}, [1, 1, 0.8, 0.6, 0.4]),
+        ({"lr_warmup_images": 32}, [0.25, 0.5, 0.75, 1, 1]),
+        ({"lr_warmup_images": 16, "lr_anneal": "iddpm"}, [0.5, 0.8, 0.6, 0.4, 0.2]),
+    ],
+)
+def test_the_learning_rate_is_the_published_function_of_the_step(settings, expected):
+    config = TrainConfig(images=40, batch_size=8, lr=2e-3, reduction=TreeConfig(shards=1), **settings)
+    assert [config.lr_at(step) for step in range(5)] == pytest.approx([2e-3 * share for share in expected])
+
+
+def test_a_step_is_taken_at_its_learning_rate():
+    settings = {"images": 24, "betas": (0.0, 0.0), "eps": 1e-20}
+    state = fresh_state(lr_anneal="iddpm", **settings)
+    bias = state.model.out[2].bias
+    for step, share in enumerate([1, 2 / 3, 1 / 3]):
+        before = bias.detach().clone()
+        (measured,) = train(state, [step])
+        assert measured.lr == pytest.approx(1e-3 * share)
+        # Without memory Adam's step is lr times the gradient's sign.
+        torch.testing.assert_close((bias - before).abs(), torch.full_like(bias, 1e-3 * share), rtol=1e-3, atol=0)
+
+
+def overflow(state):
+    """Let the next gradients be too large for float16, whatever the loss."""
+    state.model.out[2].weight.register_hook(lambda gradient: gradient * float("inf"))
+
+
+def test_float16_skips_a_step_whose_gradient_overflows_and_halves_its_scale():
+    state = fresh_state(precision="fp16", dropout=0.3)
+    train(state, range(2))
+    assert state.loss_scale.log2 == pytest.approx(20.002)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    overflow(state)
+    (measured,) = train(state, [2])
+    assert measured.skipped
+    assert measured.loss_scale_log2 == pytest.approx(20.002)
+    assert_equal_tensors(state.tensors(), before)
+    assert state.meta() == {**state.meta(), "step": 3, "loss_scale_log2": pytest.approx(19.002)}
+
+
+def test_float16_that_overflows_at_any_scale_ends_with_an_error_that_says_so():
+    state = fresh_state(precision="fp16", loss_scale=LossScaleConfig(initial_log2=2.0, floor_log2=1.0))
+    overflow(state)
+    train(state, [0])
+    with pytest.raises(LossScaleAtFloor, match=r"in step 1: .* loss scale of 2\^1 ") as raised:
+        train(state, [1])
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_learn_what_float32_learns_and_keep_float32_weights(precision):
+    scale = {"loss_scale": LossScaleConfig(initial_log2=8.0)} if precision == "fp16" else {}
+    states = [fresh_state(eps=1e-3), fresh_state(precision=precision, eps=1e-3, **scale)]
+    full, half = (torch.stack([m.loss for m in train(state, range(20))]) for state in states)
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0)
+    assert not torch.equal(half, full)
+    assert {tensor.dtype for name, tensor in states[1].tensors().items() if name.startswith("model.")} == {
+        torch.float32
+    }
+
+
+def test_the_loss_scale_goes_on_after_a_resume():
+    first, second = fresh_state(precision="fp16"), fresh_state(precision="fp16")
+    train(first, range(3))
+    second.load_tensors(first.tensors(), first.meta())
+    assert second.loss_scale.log2 == first.loss_scale.log2 != 20.0
