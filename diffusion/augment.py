@@ -58,6 +58,11 @@ def random_crop(images: Prepared, *, image_size: int, seed: int, step: int, inde
     return cropped
 
 
+def whole(images: Prepared, *, image_size: int) -> Cropped:
+    """What a classifier is tested on, of images of prepared_size: all of each, shrunk to image_size."""
+    return _shrunk(images, image_size)
+
+
 def _shrunk(images: Prepared, side: int) -> Cropped:
     if side == images.shape[-1]:
         return images

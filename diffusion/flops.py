@@ -12,9 +12,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.checkpoints import Network
+from diffusion.precision import Precision
 
 TRAINING = 3
 """Forwards that a step of training costs: one, and about two for the gradient (IDDPM section 6)."""
+
+PEAKS: dict[str, tuple[float, float, float]] = {
+    "V100": (15.7e12, 15.7e12, 125e12),
+    "T4": (8.1e12, 8.1e12, 65e12),
+    "A10": (31.2e12, 62.5e12, 125e12),
+    "L4": (30.3e12, 60e12, 121e12),
+    "L40S": (91.6e12, 183e12, 362e12),
+    "A100": (19.5e12, 156e12, 312e12),
+    "H100 PCIe": (51e12, 378e12, 756e12),
+    "H100": (67e12, 494e12, 989e12),
+    "H200": (67e12, 494e12, 989e12),
+    "RTX 3090": (35.6e12, 35.6e12, 71e12),
+    "RTX 4090": (82.6e12, 82.6e12, 165e12),
+}
+"""FLOP/s of dense float32, of TF32 (where there is none, float32's) and of 16 bits, from the makers' data sheets."""
 
 
 @dataclass(frozen=True)
@@ -43,3 +59,21 @@ def cost_of(network: Network) -> Cost:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             twin(**twin.example_inputs(1))
     return Cost(parameters, counter.get_total_flops() // 2)
+
+
+def peak_flops(device: str, precision: Precision, *, tf32: bool) -> float | None:
+    """What a GPU could do at most, by its maker's data sheet; None for a CPU, and for a GPU that PEAKS lacks."""
+    if torch.device(device).type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return peak_of(name, precision, tf32=tf32)
+
+
+def peak_of(name: str, precision: Precision, *, tf32: bool) -> float | None:
+    """The same by the GPU's name, such as NVIDIA A100-SXM4-40GB: the longest of PEAKS that it holds as whole words."""
+    words = f" {name.replace('-', ' ')} "
+    known = [key for key in PEAKS if f" {key} " in words]
+    if not known:
+        return None
+    full, tensor_cores, half = PEAKS[max(known, key=len)]
+    return half if precision != "float32" else tensor_cores if tf32 else full

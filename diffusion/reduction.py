@@ -7,7 +7,9 @@ element is the same sum whoever computes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,8 +51,8 @@ def sum_over_workers(gradients: Gradients) -> None:
         raise ValueError(f"{workers} workers: a tree needs a power of two of them")
     flat = torch.cat([_in_memory_order(gradient) for gradient in gradients])
     length = -(-len(flat) // workers) * workers
-    summed = _summed(functional.pad(flat, (0, length - len(flat))))
-    for gradient, part in zip(gradients, summed[: len(flat)].split([g.numel() for g in gradients]), strict=True):
+    total = _summed(functional.pad(flat, (0, length - len(flat))))
+    for gradient, part in zip(gradients, total[: len(flat)].split([g.numel() for g in gradients]), strict=True):
         _in_memory_order(gradient).copy_(part)
 
 
@@ -89,6 +91,27 @@ def gathered(rows: Tensor) -> Tensor:
     everybody = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(everybody, rows.contiguous())
     return torch.cat(everybody, dim=1)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of all workers' tensors; exact where every element is one worker's, and the others' are 0."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def told_by_first(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The first worker's tensors, and its JSON, on every worker; all give tensors of the same names and shapes."""
+    device = next(iter(tensors.values())).device
+    text = torch.tensor(list(json.dumps(dict(meta)).encode()), dtype=torch.uint8, device=device)
+    length = torch.tensor([len(text)], device=device)
+    dist.broadcast(length, 0)
+    text = text if rank() == 0 else torch.empty(int(length), dtype=torch.uint8, device=device)
+    dist.broadcast(text, 0)
+    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for name in sorted(copies):
+        dist.broadcast(_in_memory_order(copies[name]), 0)
+    return copies, json.loads(bytes(text.tolist()))
 
 
 def world_size() -> int:

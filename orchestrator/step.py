@@ -33,6 +33,10 @@ class Resources:
     gpus_per_worker: float = 0.0
     checkpoint_seconds: float = 30.0
     """Longest time between two checkpoints of a step that keeps them."""
+    checkpoint_steps: int | None = None
+    """Most steps between two of them; null: time alone decides."""
+    checkpoints: str | None = None
+    """Where they are kept, a folder or s3://BUCKET/PREFIX; null: with the step."""
     data_mib: int = 8192
     """MiB of decoded inputs that a node may hold."""
 
@@ -44,6 +48,8 @@ class Resources:
             raise ValueError(f"gpus_per_worker={gpus}: must be 0, a part of 1, or a whole number")
         if not 0 < self.checkpoint_seconds < math.inf:
             raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be more than 0, and finite")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise ValueError(f"checkpoint_steps={self.checkpoint_steps}: must be at least 1, or none")
         if self.data_mib < 1:
             raise ValueError(f"data_mib={self.data_mib}: must be at least 1")
 

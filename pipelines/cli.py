@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from diffusion.training import TrainConfig
+from diffusion.train_config import TrainConfig
 from orchestrator.config import hint
 from orchestrator.errors import Interrupted, PapertableError
 from orchestrator.signals import interruptible
@@ -46,6 +46,10 @@ class Places:
     """GPUs of each worker."""
     checkpoint_seconds: float = 30.0
     """Training keeps a checkpoint about so often, after whole windows of 10 steps."""
+    checkpoint_steps: int | None = None
+    """And after at most so many steps, in whole windows."""
+    checkpoints: str | None = None
+    """Where training keeps them: a shared folder, or s3://BUCKET/PREFIX; by default with the step, in the store."""
     data_mib: int = 8192
     """MiB of decoded images that a node may hold for a training; a data set that takes more streams by."""
     address: str | None = os.environ.get("RAY_ADDRESS") or None
@@ -67,6 +71,8 @@ class Places:
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker,
             checkpoint_seconds=self.checkpoint_seconds,
+            checkpoint_steps=self.checkpoint_steps,
+            checkpoints=self.checkpoints,
             data_mib=self.data_mib,
         )
 
@@ -100,13 +106,9 @@ def fail(error: BaseException, code: int) -> int:
 
 
 def check_workers(config: TrainConfig, places: Places) -> None:
-    """Raises ValueError when the workers cannot share a batch evenly, or are none."""
+    """Raises ValueError when the workers are none, or cannot train this together."""
     places.resources()
-    if config.batch_size % places.workers:
-        raise ValueError(
-            f"--workers {places.workers}: train.batch_size={config.batch_size} must be a multiple of it, so that all "
-            f"get the same share"
-        )
+    config.check_workers(places.workers)
 
 
 def choose(what: str, name: str, choices: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffusion.gaussian import DiffusionConfig
 from diffusion.schedule import kept_timesteps
-from diffusion.training import TrainConfig
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from pipelines.data import DataConfig
 from pipelines.evaluate import FeaturesConfig, MetricsConfig
@@ -42,7 +42,7 @@ class RunConfig:
             )
         if self.model.num_classes is not None:
             raise ValueError(
-                f"model.num_classes={self.model.num_classes}: training does not tell the network classes yet; "
+                f"model.num_classes={self.model.num_classes}: sampling and NLL do not tell a network classes yet; "
                 f"set it to null"
             )
         if self.metrics.kid_subset_size > self.sample.count:

@@ -19,10 +19,11 @@ NAMES_FOLDER = "datasets"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def data_changes(name: str | None, store: ArtifactStore) -> dict[str, Any]:
+def data_changes(name: str | None, store: ArtifactStore, *, network: str = "model") -> dict[str, Any]:
     """The settings that put a prepared data set in the place of a set-up's, as override() takes them; none for no name.
 
-    The network's image size and channels follow. Raises PreflightError for a name that is not in the store.
+    The image size and channels of the network, whose U-Net is the setting `network`, follow. Raises PreflightError for
+    a name that is not in the store.
     """
     if name is None:
         return {}
@@ -30,7 +31,7 @@ def data_changes(name: str | None, store: ArtifactStore) -> dict[str, Any]:
     data = known(store)[name]
     size, channels = data.image_size, data.channels
     return {**{f"data.{key}": value for key, value in to_dict(data).items()},
-            "model.image_size": size, "model.channels": channels}  # fmt: skip
+            f"{network}.image_size": size, f"{network}.channels": channels}  # fmt: skip
 
 
 def known(store: ArtifactStore) -> dict[str, DataConfig]:

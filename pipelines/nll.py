@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.likelihood import Cdf
 from diffusion.nll import (
@@ -36,7 +35,7 @@ from pipelines.decoded import MIB, decoded_split
 from pipelines.devices import worker_device
 from pipelines.shards import count_images
 from pipelines.train import to_unit_range
-from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config
+from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config, weights_used
 
 VERSION = 4
 BLOCK = 64  # images a worker evaluates at a time
@@ -200,7 +199,7 @@ def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig)
         "decoder": f"{config.cdf} CDF",
         "split": "test",
         "images": estimate.images,
-        "weights": f"EMA {rate_name(trained.train.ema.rates[0])}",
+        "weights": weights_used(trained.train),
         "x_start": "clipped" if config.clip_denoised else "not clipped",
         "seed": config.seed,
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from diffusion.ema import EmaConfig
 from diffusion.gaussian import DiffusionConfig
 from diffusion.sampling import SamplerConfig
-from diffusion.training import TrainConfig
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from pipelines.configs import RunConfig
 from pipelines.data import DataConfig

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusion.ema import rate_name
 from diffusion.sampling import SamplerConfig, sample, to_uint8
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, map_blocks
 from pipelines.devices import worker_device
-from pipelines.trained import TrainStepConfig, load_trained, trained_config
+from pipelines.trained import TrainStepConfig, load_trained, trained_config, weights_used
 
 VERSION = 3
 BLOCK = 128  # images a worker draws at a time: the unit of progress, and what a lost worker loses
@@ -66,7 +65,7 @@ def protocol(config: SampleConfig, trained: TrainStepConfig) -> dict[str, str | 
         "samples": config.count,
         "sampler": f"{sampler.kind}, {steps}" + (f", eta {sampler.eta:g}" if sampler.kind == "ddim" else ""),
         "x_start": "clipped" if sampler.clip_denoised else "not clipped",
-        "weights": f"EMA {rate_name(trained.train.ema.rates[0])}",
+        "weights": weights_used(trained.train),
         "seed": config.seed,
     }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,6 +15,7 @@ from orchestrator.config import override, parse_settings
 from orchestrator.materialize import materialize
 from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
+from orchestrator.step import Step
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.named_data import data_changes
 from pipelines.on_ray import on_ray
@@ -23,7 +25,22 @@ from pipelines.presets import PRESETS
 WAIT_SECONDS = 0.2
 
 
-def command(role: str, what: str) -> Callable[..., int]:
+@dataclass(frozen=True)
+class Family:
+    """Set-ups of one kind, and what they have in common."""
+
+    presets: Mapping[str, Callable[[], Any]]
+    plan: Callable[[Any], Mapping[str, Step]]
+    check: Callable[..., None]
+    """check(config, {"dataset": path}, data_mib=...) raises ValueError when it asks for what the data has not."""
+    network: str = "model"
+    """The setting that holds the U-Net, whose image size follows the data."""
+
+
+DIFFUSION = Family(PRESETS, plan, check)
+
+
+def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., int]:
     """The command line that materializes one role of a preset's plan, and prints where it lies and what it measured."""
 
     def main(
@@ -34,8 +51,10 @@ def command(role: str, what: str) -> Callable[..., int]:
         data: str | None = None,
         ray: bool = False,
     ) -> int:
-        base = choose("preset", preset, PRESETS)()
-        config = override(base, {**data_changes(data, places.artifact_store()), **parse_settings(base, set)})
+        base = choose("preset", preset, family.presets)()
+        config = override(
+            base, {**data_changes(data, places.artifact_store(), network=family.network), **parse_settings(base, set)}
+        )
         check_workers(config.train, places)
         use_ray = ray or places.address is not None
         if not use_ray and (places.workers > 1 or places.gpus_per_worker):
@@ -43,9 +62,9 @@ def command(role: str, what: str) -> Callable[..., int]:
                 f"--workers {places.workers}, --gpus-per-worker {places.gpus_per_worker:g}: without Ray there is one "
                 f"worker on CPUs; add --ray, or name a cluster with --address"
             )
-        store, resources, steps = places.artifact_store(), places.resources(), plan(config)
+        store, resources, steps = places.artifact_store(), places.resources(), family.plan(config)
         prepare_sources(list(steps.values()), store, resources)
-        check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
+        family.check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
             work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
             while not work.wait(WAIT_SECONDS):
@@ -59,7 +78,7 @@ def command(role: str, what: str) -> Callable[..., int]:
     main.__doc__ = f"""{what}
 
     Args:
-        preset: A set-up: {", ".join(PRESETS)}.
+        preset: A set-up: {", ".join(family.presets)}.
         places: Where artifacts are kept and how many workers there are.
         set: Settings changed in the preset.
         data: A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them.

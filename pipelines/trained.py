@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from diffusion import fused
+from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.precision import allow_tf32
 from diffusion.schedule import NoiseSchedule
-from diffusion.training import TrainConfig
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNet, UNetConfig
 from orchestrator.config import from_dict
 
 MODEL_FILE = "model.safetensors"
+N = TypeVar("N", bound=nn.Module)
 CONFIG = "config"  # in the header of weights, beside the network's own description
 
 
@@ -56,7 +60,7 @@ class TrainedModel:
             allow_tf32(False)
 
 
-def placed(network: UNet, device: str) -> UNet:
+def placed(network: N, device: str) -> N:
     """The network itself on a device; on CPUs with its weights laid out so that convolutions are faster.
 
     A choice by kind of device, from docs/results/networks.md: one that was measured anew at every start could fall the
@@ -81,3 +85,8 @@ def trained_config(train_output: Path) -> TrainStepConfig:
     """The config a model was trained with, from the header of its weights."""
     with safe_open(str(train_output / MODEL_FILE), framework="pt") as file:
         return from_dict(TrainStepConfig, json.loads(file.metadata()[CONFIG]))
+
+
+def weights_used(train: TrainConfig) -> str:
+    """Which weights of a training are the model, in the words of a protocol."""
+    return f"EMA {rate_name(train.ema.rates[0])}" if train.ema.rates else "the last, not averaged"

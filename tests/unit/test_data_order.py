@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffusion.gaussian import DiffusionConfig
-from diffusion.training import TrainConfig
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
 from pipelines.order import ShuffledOrder

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from diffusion.checkpoints import header_of
 from diffusion.gaussian import DiffusionConfig
-from diffusion.training import TrainConfig
+from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
 from pipelines.readers import Batch, Share

@@ -1,0 +1,71 @@
+"""How is a network trained that makes images larger? As a diffusion model that is shown a small version of each.
+
+python pipelines/train_superres.py tiny --store artifacts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffusion.gaussian import DiffusionConfig, build_schedule
+from diffusion.objectives import SuperResObjective
+from diffusion.precision import allow_tf32
+from diffusion.superres import SuperResConfig, SuperResUNet
+from diffusion.train_config import TrainConfig
+from orchestrator.backend import SpmdContext
+from orchestrator.config import from_dict
+from orchestrator.step import Step, StepContext
+from pipelines.train import examples_of, out_channels, seeded
+from pipelines.trained import placed
+from pipelines.training_run import HeldOut, Training, run_training, train_on
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSuperResConfig:
+    """All that decides the trained weights, beside the data."""
+
+    model: SuperResConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    seed: int
+
+
+def train_superres_step(config: TrainSuperResConfig, *, dataset: Step) -> Step:
+    """Training as a step of a plan."""
+    return Step(name="train_superres", version=VERSION, config=config, inputs={"dataset": dataset}, run=train)
+
+
+def train(config: TrainSuperResConfig, ctx: StepContext) -> None:
+    """Train on the workers the resources name; leaves model.safetensors: averaged weights, config in its header."""
+    run_training(ctx, train_worker, config)
+
+
+def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
+    """One worker's part of training."""
+    torch.set_num_threads(payload["threads"])
+    config = from_dict(TrainSuperResConfig, payload["config"])
+    allow_tf32(config.train.tf32)
+    return train_on(spmd, payload, superres_training(config, spmd.device))
+
+
+def superres_training(config: TrainSuperResConfig, device: str) -> Training:
+    """What is trained."""
+    channels = out_channels(config.model.unet, config.diffusion)
+    network = placed(seeded(lambda: SuperResUNet(config.model, channels), seed=config.seed), device)
+    schedule = build_schedule(config.diffusion).to(device)
+    objective = SuperResObjective(config.diffusion, schedule, config.model.small_size)
+    examples = examples_of(config.train, config.seed, device, labelled=config.model.unet.num_classes is not None)
+    return Training(config.train, config.seed, network, objective, examples, HeldOut())
+
+
+if __name__ == "__main__":
+    from pipelines.cli import run
+    from pipelines.single import command  # needs this module under its own name
+    from pipelines.superres_runs import FAMILY
+
+    run(command("train_superres", "Train one network that makes images larger.", FAMILY))

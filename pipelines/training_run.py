@@ -1,0 +1,338 @@
+"""How does a training go on, whatever befalls it? From verified checkpoints, with a journal that has no gap.
+
+All workers hold the same state. Rank 0 alone reads and writes what is kept, so no worker can go back further than the
+others; they are told what it read.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from orchestrator.blobs import open_blobs
+from orchestrator.checkpoint_writer import CheckpointWriter
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from diffusion.checkpoints import HEADER, Network, header_of
+from diffusion.ema import rate_name
+from diffusion.objectives import Examples, Objective
+from diffusion.reduction import told_by_first
+from diffusion.train_config import AllReduceConfig, TrainConfig
+from diffusion.train_state import TrainState, build_train_state
+from diffusion.training import StepMetrics, train_step
+from orchestrator.backend import SpmdContext
+from orchestrator.checkpoint import CheckpointStore
+from orchestrator.config import canonical_json, to_dict
+from orchestrator.failpoints import ARMED, failpoint
+from orchestrator.history import History
+from orchestrator.journal import Journal
+from orchestrator.lease import Fence
+from orchestrator.step import JOURNAL_FILE, StepContext, write_progress
+from orchestrator.stopping import Preempted, asked_to_stop
+from pipelines.decoded import MIB, cache_folder
+from pipelines.metrics_window import Machine, MetricsWindow
+from pipelines.readers import Batch, ImageReader, open_reader
+from pipelines.trained import CONFIG, MODEL_FILE
+
+LOG_EVERY_STEPS = 10
+PROGRESS_SECONDS = 1.0
+STATE_FILE, META_FILE = "state.safetensors", "meta.json"
+
+
+class HeldOut:
+    """What a training measures of held-out images on its way, and keeps because of it. This one: nothing.
+
+    Every worker has one, in the same state.
+    """
+
+    def after(self, state: TrainState) -> dict[str, float]:
+        """Metrics for the journal, after a step; empty where nothing is due."""
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep of it, by names that begin with held_out."""
+        return {}
+
+    def meta(self) -> dict[str, Any]:
+        """The rest of that, as JSON has it."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+
+    def chosen(self) -> Mapping[str, Tensor] | None:
+        """The weights that are the model, in place of the average; None where it does not choose."""
+        return None
+
+    def metrics(self) -> dict[str, float]:
+        """What the table should know of it, at the end."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, alike on every worker."""
+
+    config: TrainConfig
+    seed: int
+    network: Network
+    """On its device."""
+    objective: Objective
+    examples: Callable[[Batch, int, Tensor], Examples]
+    """(batch as it is stored, step, index) -> what the network is trained on, on its device."""
+    held_out: HeldOut
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training is kept. None of it changes a bit of the result."""
+
+    output: Path
+    checkpoints: str
+    """A folder, or s3://BUCKET/PREFIX."""
+    fence: Fence | None
+    checkpoint_seconds: float
+    checkpoint_steps: int | None
+
+
+def payload_of(config: Any, ctx: StepContext) -> dict[str, Any]:
+    """What a worker of a training is told; config is the step's."""
+    resources, step = ctx.resources, f"{ctx.output.parent.name}/{ctx.output.name}"
+    own = str(ctx.output / "checkpoints")
+    return {
+        "config": to_dict(config),
+        "dataset": str(ctx.inputs["dataset"]),
+        "threads": resources.cpus_per_worker,
+        "data_mib": resources.data_mib,
+        "place": Place(
+            output=ctx.output,
+            checkpoints=own if resources.checkpoints is None else f"{resources.checkpoints.rstrip('/')}/{step}",
+            fence=ctx.fence,
+            checkpoint_seconds=resources.checkpoint_seconds,
+            checkpoint_steps=resources.checkpoint_steps,
+        ),
+    }
+
+
+def run_training(ctx: StepContext, worker: Callable[[SpmdContext, Any], Any], config: Any) -> None:
+    """Train on the workers the resources name, and leave what the first of them says."""
+    name = f"{ctx.output.parent.name}-{ctx.output.name}"
+    summary = ctx.backend.spmd(worker, payload_of(config, ctx), name=name, resources=ctx.resources)
+    ctx.write_metrics(summary["metrics"], notes=summary["notes"])
+
+
+def train_on(spmd: SpmdContext, payload: Mapping[str, Any], training: Training) -> dict[str, Any]:
+    """One worker's part of a training; what the first worker returns is for write_metrics."""
+    config = training.config
+    reader = open_reader(
+        Path(payload["dataset"]), "train", seed=training.seed, batch_size=config.batch_size,
+        shuffle_bytes=config.shuffle_mib * MIB, memory_bytes=payload["data_mib"] * MIB, cache=cache_folder(),
+    )  # fmt: skip
+    with reader:
+        run = TrainingRun(training, spmd, payload["place"], reader)
+        run.resume()
+        run.train()
+    return run.finish({CONFIG: canonical_json(payload["config"])}) if run.is_first else {}
+
+
+class TrainingRun:
+    """One worker's part of a training."""
+
+    def __init__(self, training: Training, spmd: SpmdContext, place: Place, reader: ImageReader) -> None:
+        config = training.config
+        config.check_workers(spmd.world_size)
+        self.training, self.spmd, self.place, self.reader = training, spmd, place, reader
+        num_timesteps = training.objective.schedule.num_timesteps
+        self.state = build_train_state(config, training.network, num_timesteps=num_timesteps)
+        self.module = _trainable(training.network, config, spmd)
+        self.damage: list[str] = []
+        """What was wrong with checkpoints when training resumed: told in the step's notes."""
+        self.is_first = spmd.rank == 0
+        if ARMED:
+            self.state.optimizer.register_step_post_hook(lambda *_: failpoint("train.after-optimizer"))
+        if self.is_first:
+            epoch = 0 if place.fence is None else place.fence.epoch
+            self.store = CheckpointStore(open_blobs(place.checkpoints), epoch=epoch)
+            self.journal = Journal(place.output / JOURNAL_FILE, fence=place.fence)
+            self.history = History(place.output)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that verifies, if there is one."""
+        if self.is_first:
+            checkpoint = self.store.resume(on_damage=self.damage.append)
+            if checkpoint is not None:
+                self._load(checkpoint.files[STATE_FILE], json.loads(checkpoint.files[META_FILE]))
+            self.journal.truncate_after(self.state.images_seen)
+            self.history.add(resumed_at=self.state.images_seen, workers=self.spmd.world_size, damage=self.damage)
+        if self.spmd.world_size > 1:
+            tensors, meta = told_by_first(self._tensors(), self._meta())
+            if not self.is_first:
+                self._take(tensors, meta)
+
+    def train(self) -> None:
+        """Train until train.images have been seen, journaling means over windows of LOG_EVERY_STEPS steps.
+
+        Raises Preempted when asked to stop, with all state kept.
+        """
+        if not self.is_first:
+            for _ in self._steps():
+                pass
+            return
+        with CheckpointWriter(self.store) as writer:
+            self._train_and_keep(writer)
+            self._offer(writer)
+            writer.flush()
+
+    def _train_and_keep(self, writer: CheckpointWriter) -> None:
+        """The first worker's loop: it also journals, keeps checkpoints, and shows how far training is."""
+        config, place = self.training.config, self.place
+        machine = Machine.of(self.state, config, device=self.spmd.device, workers=self.spmd.world_size)
+        window = MetricsWindow(self.state, machine)
+        saved, saved_step, shown = time.monotonic(), self.state.step, 0.0
+        held_out: dict[str, float] = {}
+        for measured, data_wait, of_held_out in self._steps():
+            window.add(measured, data_wait=data_wait)
+            held_out |= of_held_out
+            now = time.monotonic()
+            if self.state.step % LOG_EVERY_STEPS == 0 or self._ended():
+                self._log({**window.close(), **held_out})
+                held_out = {}
+            if now - shown >= PROGRESS_SECONDS:
+                self._show(window, writer)
+                writer.check()
+                if asked_to_stop(place.output):
+                    self._stop(writer)
+                shown = now
+            steps = self.state.step - saved_step
+            due = now - saved >= place.checkpoint_seconds or steps >= (place.checkpoint_steps or steps + 1)
+            # Between windows: a resumed run then journals the means that an undisturbed one would.
+            if due and window.is_empty and writer.is_idle and not self._ended():
+                self._offer(writer)
+                saved, saved_step = now, self.state.step
+
+    def _steps(self) -> Iterator[tuple[StepMetrics, float, dict[str, float]]]:
+        """Take steps until training ends: what each measured, its wait for images, and metrics of held-out images."""
+        config, seed = self.training.config, self.training.seed
+        share = config.batch_size // self.spmd.world_size
+        mine = slice(self.spmd.rank * share, (self.spmd.rank + 1) * share)
+        index = torch.arange(config.batch_size)[mine].to(self.spmd.device)
+        while not self._ended():
+            step, began = self.state.step, time.monotonic()
+            stored = self.reader.batch(step, mine)
+            data_wait = time.monotonic() - began
+            examples = self.training.examples(stored, step, index)
+            measured = train_step(self.state, self.module, self.training.objective, examples, step=step, seed=seed)
+            failpoint("train.after-step")
+            yield measured, data_wait, self.training.held_out.after(self.state)
+
+    def _offer(self, writer: CheckpointWriter) -> None:
+        """Hand over a copy of the whole state, which training then goes on to change."""
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
+        meta, described = canonical_json(self._meta()).encode(), {HEADER: json.dumps(self._description())}
+
+        def files() -> dict[str, bytes]:
+            failpoint("train.in-serialising")
+            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            return {STATE_FILE: save(whole, metadata=described), META_FILE: meta}
+
+        writer.offer(files, clock=self.state.images_seen)
+
+    def _stop(self, writer: CheckpointWriter) -> None:
+        """Keep the state as it is, and end. Steps since the last line of the journal are journaled when resumed."""
+        writer.flush()
+        self._offer(writer)
+        writer.flush()
+        raise Preempted(f"stopped after {self.state.images_seen} images, all kept; run the same command again to go on")
+
+    def finish(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        """Write the model, and return what the table should know of this training.
+
+        The model is what held-out images chose, else the first average, else the weights; further averages stand
+        beside it.
+        """
+        rates, chosen = self.training.config.ema.rates, self.training.held_out.chosen()
+        self._write(MODEL_FILE, self.state.ema_weights() if chosen is None else chosen, metadata)
+        for rate in rates if chosen is not None else rates[1:]:
+            self._write(f"ema_{rate_name(rate)}.safetensors", self.state.ema_weights(rate), metadata)
+        metrics = {
+            "images_seen": float(self.state.images_seen),
+            "parameters": float(_count(self.state.model)),
+            **self.training.held_out.metrics(),
+        }
+        length = f"trained on {self.state.images_seen:,} images, a batch of {self.training.config.batch_size} at a time"
+        return {"metrics": metrics, "notes": [length, *self._notes(), *self.damage]}
+
+    def _write(self, file: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        self.training.network.save(self.place.output / file, weights=weights, metadata=metadata)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.state.tensors(), **self.training.held_out.tensors()}
+
+    def _meta(self) -> dict[str, Any]:
+        return {**self.state.meta(), **self.training.held_out.meta()}
+
+    def _load(self, state: bytes, meta: Mapping[str, Any]) -> None:
+        """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
+        described = header_of(state).get(HEADER)
+        if described is None or json.loads(described) != json.loads(json.dumps(self._description())):
+            raise ValueError(
+                f"{self.place.checkpoints}: its checkpoint is of another network ({described}): remove what is there"
+            )
+        self._take(load(state), meta)
+
+    def _take(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        own = self.state.meta()
+        held_out = {name: tensor for name, tensor in tensors.items() if name.startswith("held_out.")}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in held_out}
+        self.state.load_tensors(rest, {key: value for key, value in meta.items() if key in own})
+        self.training.held_out.load(held_out, {key: value for key, value in meta.items() if key not in own})
+
+    def _description(self) -> dict[str, Any]:
+        return self.training.network.description()
+
+    def _ended(self) -> bool:
+        return self.state.images_seen >= self.training.config.images
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        failpoint("train.before-journal")
+        self.journal.log(metrics, step=self.state.images_seen)
+
+    def _show(self, window: MetricsWindow, writer: CheckpointWriter) -> None:
+        facts: dict[str, object] = {**window.last}
+        if writer.verified is not None:
+            facts["saved"] = writer.verified
+        if writer.trouble is not None:
+            facts["not saving"] = writer.trouble
+        if self.history.recoveries:
+            facts["recoveries"] = self.history.recoveries
+        write_progress(
+            self.place.output, done=self.state.images_seen, total=self.training.config.images, unit="img", facts=facts
+        )
+
+    def _notes(self) -> list[str]:
+        sampler, state = self.training.config.timesteps, self.state
+        if sampler.kind == "uniform":
+            return []
+        pools = sampler.pools
+        name = "the paper's history of each t" if pools is None else f"some {pools} histories of neighbouring t"
+        if (warm_at := state.sampler_warm_at) is None:
+            return [f"importance sampling of t ({name}) never left its uniform warm-up in {state.images_seen} images"]
+        return [f"importance sampling of t ({name}) began after {warm_at} of {state.images_seen} images"]
+
+
+def _trainable(network: Network, config: TrainConfig, spmd: SpmdContext) -> nn.Module:
+    """The network as it is called in training."""
+    module: nn.Module = network
+    if isinstance(config.reduction, AllReduceConfig) and spmd.world_size > 1:
+        module = nn.parallel.DistributedDataParallel(network)
+    return torch.compile(module, dynamic=False) if config.compile else module  # type: ignore[return-value]
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
