@@ -1,4 +1,4 @@
-"""How often was a step begun, and taken up again? A line for each time, for people: nothing that is computed reads it."""
+"""How often was a step begun, and taken up again? A line for each time, for people: no computation reads it."""
 
 from __future__ import annotations
 

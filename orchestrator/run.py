@@ -18,6 +18,7 @@ from orchestrator.plots import curves, scatter
 from orchestrator.progress import Watcher
 from orchestrator.signals import Background
 from orchestrator.step import JOURNAL_FILE, Resources, Step, walk, write_whole
+from orchestrator.stopping import stop_all
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.tracker import Tracker
@@ -91,9 +92,12 @@ class StudyOutcome:
 
 def run_experiment(
     experiment: Experiment[Any], plan: Plan, check: Check, *, store: ArtifactStore, tracker: Tracker,
-    launcher: Launcher, resources: Resources, presentation: Presentation, display: Display,
+    launcher: Launcher, resources: Resources, presentation: Presentation, display: Display, grace_seconds: float,
 ) -> StudyOutcome:  # fmt: skip
-    """Run what has no record yet and return the whole table."""
+    """Run what has no record yet and return the whole table.
+
+    Told to end, it gives steps that listen (stopping.py) grace_seconds to keep their state.
+    """
     plans = {trial: plan(trial.config) for trial in experiment.trials()}
     prepare_sources([step for steps in plans.values() for step in steps.values()], store, resources)
     for trial, steps in plans.items():
@@ -106,7 +110,7 @@ def run_experiment(
     with feed:
         if waiting:
             display.begin(experiment, total=len(plans), waiting=len(waiting))
-            failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display)
+            failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds)
         table = ComparisonTable(experiment, [_result(trial, plans[trial], store, failed) for trial in plans])
         directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
         files, unwritten = write_views(table, directory, presentation, plans, store)
@@ -176,7 +180,7 @@ def _values(journal: Path, key: str) -> list[tuple[int, float]]:
 
 def _launch(
     experiment: Experiment[Any], plan: Plan, plans: Mapping[Trial, Mapping[str, Step]], waiting: Sequence[Trial],
-    store: ArtifactStore, launcher: Launcher, resources: Resources, display: Display,
+    store: ArtifactStore, launcher: Launcher, resources: Resources, display: Display, grace_seconds: float,
 ) -> dict[str, str]:  # fmt: skip
     with launcher, display:
         runner = TrialRunner(plan, str(store.root), launcher.backend, resources)
@@ -188,6 +192,7 @@ def _launch(
                 watcher.look()
                 display.show(watcher)
         except BaseException:
+            stop_all({store.path(step) for cell in steps.values() for step in walk(cell)}, seconds=grace_seconds)
             launcher.stop()
             work.wait(STOP_SECONDS)
             raise

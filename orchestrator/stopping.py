@@ -1,12 +1,21 @@
-"""How does work on other machines learn that it should end? By a file in its step's directory, which it looks for."""
+"""How does work on other machines learn that it should end? By a file in its step's directory, which it looks for.
+
+Work that can keep its state listens; other work is simply ended. A notice of a spot machine's end is some seconds old
+when all state must be kept.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from orchestrator.errors import PapertableError
 
 STOP_FILE = "stop"
+LISTENING_FILE = "listening"
+POLL_SECONDS = 0.1
 
 
 class Preempted(PapertableError):
@@ -15,17 +24,27 @@ class Preempted(PapertableError):
     exit_code = 75
 
 
-def ask_to_stop(directory: Path) -> None:
-    """Ask whoever works on a step to keep its state and end; nothing where the step has not begun."""
-    if directory.is_dir():
-        (directory / STOP_FILE).touch()
+@contextmanager
+def listening(directory: Path) -> Iterator[None]:
+    """Within the block, whoever asks this step to stop waits for its end. What was asked before is forgotten."""
+    (directory / STOP_FILE).unlink(missing_ok=True)
+    (directory / LISTENING_FILE).touch()
+    try:
+        yield
+    finally:
+        (directory / LISTENING_FILE).unlink(missing_ok=True)
 
 
 def asked_to_stop(directory: Path) -> bool:
-    """Whether somebody has, since the step was begun or taken up again."""
+    """Whether somebody has, since this step began to listen."""
     return (directory / STOP_FILE).exists()
 
 
-def begin(directory: Path) -> None:
-    """Forget what was asked of an earlier run of the step."""
-    (directory / STOP_FILE).unlink(missing_ok=True)
+def stop_all(directories: Iterable[Path], *, seconds: float) -> None:
+    """Ask the steps that listen to keep their state and end, and wait until they have, for at most so long."""
+    asked = [directory for directory in directories if (directory / LISTENING_FILE).exists()]
+    for directory in asked:
+        (directory / STOP_FILE).touch()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any((directory / LISTENING_FILE).exists() for directory in asked):
+        time.sleep(POLL_SECONDS)

@@ -18,10 +18,10 @@ from pyarrow import fs
 from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.history import HISTORY_FILE
 from orchestrator.step import FAILURE_FILE, METRICS_FILE, PROGRESS_FILE, DatasetFacts, Step
-from orchestrator.stopping import STOP_FILE
+from orchestrator.stopping import LISTENING_FILE, STOP_FILE
 
 RECORD_FILE = "record.json"
-WORKING_STATE = {RECORD_FILE, PROGRESS_FILE, FAILURE_FILE, HISTORY_FILE, STOP_FILE, "checkpoints"}
+WORKING_STATE = {RECORD_FILE, PROGRESS_FILE, FAILURE_FILE, HISTORY_FILE, STOP_FILE, LISTENING_FILE, "checkpoints"}
 """What a step's directory holds besides its output: not listed in the record, free to be removed."""
 
 

@@ -230,7 +230,7 @@ def run_study(
     outcome = run_experiment(
         experiment, plan, partial(check, data_mib=places.data_mib),
         store=store, tracker=tracker, launcher=launcher, resources=resources,
-        presentation=PRESENTATION, display=Display(),
+        presentation=PRESENTATION, display=Display(), grace_seconds=places.grace_seconds,
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
     if outcome.table.any_failed:

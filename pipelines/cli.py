@@ -50,6 +50,8 @@ class Places:
     """And after at most so many steps, in whole windows."""
     checkpoints: str | None = None
     """Where training keeps them: a shared folder, or s3://BUCKET/PREFIX; by default with the step, in the store."""
+    grace_seconds: float = 25.0
+    """On SIGTERM (a spot machine's notice) and Ctrl-C, training has so long to keep its state, and is then ended."""
     data_mib: int = 8192
     """MiB of decoded images that a node may hold for a training; a data set that takes more streams by."""
     address: str | None = os.environ.get("RAY_ADDRESS") or None

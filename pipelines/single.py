@@ -12,10 +12,12 @@ import tyro
 
 from orchestrator.backend import Backend, LocalBackend
 from orchestrator.config import override, parse_settings
+from orchestrator.errors import Interrupted
 from orchestrator.materialize import materialize
 from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
-from orchestrator.step import Step
+from orchestrator.step import Step, walk
+from orchestrator.stopping import stop_all
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.named_data import data_changes
 from pipelines.on_ray import on_ray
@@ -67,8 +69,12 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
         family.check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
             work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
-            while not work.wait(WAIT_SECONDS):
-                pass  # Ray would take over a main thread's signals
+            try:
+                while not work.wait(WAIT_SECONDS):
+                    pass  # Ray would take over a main thread's signals
+            except Interrupted:
+                stop_all(map(store.path, walk([steps[role]])), seconds=places.grace_seconds)
+                raise
             work.value()
         said = store.metrics(steps[role])
         artifact = str(store.path(steps[role]))

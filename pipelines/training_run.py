@@ -34,7 +34,7 @@ from orchestrator.history import History
 from orchestrator.journal import Journal
 from orchestrator.lease import Fence
 from orchestrator.step import JOURNAL_FILE, StepContext, write_progress
-from orchestrator.stopping import Preempted, asked_to_stop
+from orchestrator.stopping import Preempted, asked_to_stop, listening
 from pipelines.decoded import MIB, cache_folder
 from pipelines.metrics_window import Machine, MetricsWindow
 from pipelines.readers import Batch, ImageReader, open_reader
@@ -184,7 +184,7 @@ class TrainingRun:
             for _ in self._steps():
                 pass
             return
-        with CheckpointWriter(self.store) as writer:
+        with listening(self.place.output), CheckpointWriter(self.store) as writer:
             self._train_and_keep(writer)
             self._offer(writer)
             writer.flush()
