@@ -100,18 +100,31 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def told_by_first(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The first worker's tensors, and its JSON, on every worker; all give tensors of the same names and shapes."""
-    device = next(iter(tensors.values())).device
-    text = torch.tensor(list(json.dumps(dict(meta)).encode()), dtype=torch.uint8, device=device)
-    length = torch.tensor([len(text)], device=device)
+def told_by_first(
+    like: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None, meta: Mapping[str, Any] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The first worker's tensors, and its JSON, on every worker; None when it has none.
+
+    like: tensors of the same names, shapes and dtypes, on the workers' devices. What others than the first give besides
+    is not looked at.
+    """
+    device = next(iter(like.values())).device
+    said = json.dumps(None if meta is None else dict(meta)).encode()
+    length = torch.tensor([len(said)], device=device)
     dist.broadcast(length, 0)
-    text = text if rank() == 0 else torch.empty(int(length), dtype=torch.uint8, device=device)
+    text = torch.tensor(list(said.ljust(int(length))[: int(length)]), dtype=torch.uint8, device=device)
     dist.broadcast(text, 0)
-    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    for name in sorted(copies):
-        dist.broadcast(_in_memory_order(copies[name]), 0)
-    return copies, json.loads(bytes(text.tolist()))
+    told = json.loads(bytes(text.tolist()))
+    if told is None:
+        return None
+    copies = {}
+    for name in sorted(like):
+        copies[name] = torch.empty(like[name].shape, dtype=like[name].dtype, device=device)
+        if rank() == 0:
+            assert tensors is not None
+            copies[name].copy_(tensors[name])
+        dist.broadcast(copies[name], 0)
+    return copies, told
 
 
 def world_size() -> int:

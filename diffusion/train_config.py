@@ -175,6 +175,10 @@ class TrainConfig:
                 f"{workers} workers: train.batch_size={self.batch_size} must be a multiple of it, so that all get the "
                 f"same share"
             )
+        if isinstance(reduction, AllReduceConfig) and reduction.sharded and workers < 2:
+            raise ValueError(
+                "train.reduction.sharded=true spreads a network over workers: use 2 or more, or set it to false"
+            )
         if isinstance(reduction, AllReduceConfig) and (size := reduction.microbatch) is not None:
             share = self.batch_size // workers
             if share % size:

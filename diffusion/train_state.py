@@ -12,6 +12,7 @@ from diffusion import fused
 from diffusion.divergence import DivergenceWatch
 from diffusion.ema import Ema
 from diffusion.loss_scale import LossScale
+from diffusion.sharding import take
 from diffusion.timestep_sampler import TimestepSampler, build_timestep_sampler
 from diffusion.train_config import TrainConfig
 from diffusion.types import PerExample, Steps
@@ -49,7 +50,10 @@ class TrainState:
         self._warm_at = torch.where(begins, self.images_seen, self._warm_at)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by name: model.*, ema.*, optimizer.*, sampler.*. Raises TrainingDiverged when it is lost."""
+        """The state by name: model.*, ema.*, optimizer.*, sampler.*. Raises TrainingDiverged when it is lost.
+
+        Of a network spread over workers they are spread, too (sharding.py).
+        """
         self.divergence.check()
         return {
             **{f"model.{name}": tensor for name, tensor in self.model.state_dict().items()},
@@ -80,7 +84,7 @@ class TrainState:
             raise ValueError(f"training state has meta data {sorted(meta)}, not {sorted(self.meta())}")
         for name, tensor in own.items():
             if not name.startswith("sampler."):
-                tensor.copy_(tensors[name])
+                take(tensor, tensors[name])
         sampler = {name: tensors[f"sampler.{name}"] for name in self.timestep_sampler.state()}
         self.timestep_sampler.load(sampler)
         self.images_seen, self.step = meta["images_seen"], meta["step"]

@@ -18,6 +18,7 @@ from diffusion.objectives import Examples, Measured, Module, Objective
 from diffusion.precision import autocast
 from diffusion.randomness import TIMESTEP, TRAIN_NOISE, normal, uniform
 from diffusion.reduction import TreeSum, gathered, like_parameters, rank, sum_over_workers, world_size
+from diffusion.sharding import whole
 from diffusion.train_config import AllReduceConfig, TreeConfig
 from diffusion.train_state import TrainState
 from diffusion.types import PerExample, Steps
@@ -158,14 +159,15 @@ def _update(state: TrainState, *, lr: float, step: int) -> tuple[Float[Tensor, "
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if state.loss_scale is not None:
         torch._foreach_mul_(gradients, 1 / state.loss_scale.factor)
-    grad_norm = nn.utils.get_total_norm(gradients)
+    total_norm = nn.utils.get_total_norm(gradients)
+    grad_norm = whole(total_norm)
     if state.loss_scale is not None:
         overflowed = not bool(grad_norm.isfinite())  # the one look at a device that float16 costs every step
         state.loss_scale.update(overflowed=overflowed, step=step)
         if overflowed:
             return grad_norm, True
     if state.config.clip_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, state.config.clip_grad_norm, grad_norm)
+        nn.utils.clip_grads_with_norm_(parameters, state.config.clip_grad_norm, total_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()

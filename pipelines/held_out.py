@@ -18,6 +18,7 @@ from diffusion.objectives import Examples, Measured, Objective
 from diffusion.precision import Precision, autocast
 from diffusion.randomness import HELD_OUT_NOISE, HELD_OUT_TIMESTEP, normal, uniform
 from diffusion.reduction import rank, summed, world_size
+from diffusion.sharding import take
 from diffusion.train_state import TrainState
 from pipelines.training_run import HeldOut
 
@@ -64,7 +65,7 @@ class BestByLoss(HeldOut):
         if set(tensors) != set(self.tensors()) or set(meta) != set(self.meta()):
             raise ValueError("the checkpoint is of a training without held-out images: remove it")
         for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+            take(tensor, tensors[name])
         self._found = meta["held_out_best"]
 
     def chosen(self) -> Mapping[str, Tensor]:

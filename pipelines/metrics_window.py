@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusion.checkpoints import Network
 from diffusion.flops import TRAINING, cost_of, peak_flops
 from diffusion.train_config import TrainConfig
 from diffusion.train_state import TrainState
@@ -27,10 +28,10 @@ class Machine:
     device: str
 
     @staticmethod
-    def of(state: TrainState, config: TrainConfig, *, device: str, workers: int) -> Machine:
+    def of(network: Network, config: TrainConfig, *, device: str, workers: int) -> Machine:
         """For a network on a device, so many of which train it together."""
         peak = peak_flops(device, config.precision, tf32=config.tf32)
-        flops = TRAINING * cost_of(state.model).flops  # type: ignore[arg-type]  # a Network
+        flops = TRAINING * cost_of(network).flops
         return Machine(flops, None if peak is None else peak * workers, device)
 
     def memory_mib(self) -> float:
@@ -43,10 +44,10 @@ class Machine:
 class MetricsWindow:
     """Means of what the steps measured since the last line of the journal; tensors are read only when it closes."""
 
-    def __init__(self, state: TrainState, machine: Machine) -> None:
+    def __init__(self, state: TrainState, machine: Machine, *, with_param_norm: bool) -> None:
         self.last: dict[str, float] = {}
         """What a person wants to see of the window that was closed last; nothing before that."""
-        self._state, self._machine = state, machine
+        self._state, self._machine, self._with_param_norm = state, machine, with_param_norm
         self._images_seen = state.images_seen
         self._began = time.monotonic()
         self._rows: list[StepMetrics] = []
@@ -93,7 +94,9 @@ class MetricsWindow:
 
     def _norms(self) -> dict[str, float]:
         last, learned = self._rows[-1], [row.grad_norm for row in self._rows if not row.skipped]
-        norms = {"param_norm": _norm(self._state.model), "lr": last.lr}
+        norms = {"lr": last.lr}
+        if self._with_param_norm:  # not of a network that is spread: all its workers would have to take part
+            norms["param_norm"] = _norm(self._state.model)
         if learned:
             norms["grad_norm"] = float(torch.stack(learned).mean())
         if last.loss_scale_log2 is not None:

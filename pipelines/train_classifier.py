@@ -28,8 +28,9 @@ from pipelines.decoded import MIB, decoded_split
 from pipelines.held_out import BLOCK, BestByLoss
 from pipelines.readers import Batch
 from pipelines.train import seeded, to_unit_range
+from pipelines.train_on import run_training, train_on
 from pipelines.trained import placed
-from pipelines.training_run import HeldOut, Training, run_training, train_on
+from pipelines.training_run import HeldOut, Training
 
 VERSION = 1
 

@@ -19,8 +19,9 @@ from orchestrator.backend import SpmdContext
 from orchestrator.config import from_dict
 from orchestrator.step import Step, StepContext
 from pipelines.train import examples_of, out_channels, seeded
+from pipelines.train_on import run_training, train_on
 from pipelines.trained import placed
-from pipelines.training_run import HeldOut, Training, run_training, train_on
+from pipelines.training_run import HeldOut, Training
 
 VERSION = 1
 

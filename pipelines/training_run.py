@@ -23,22 +23,22 @@ from diffusion.checkpoints import HEADER, Network, header_of
 from diffusion.ema import rate_name
 from diffusion.objectives import Examples, Objective
 from diffusion.reduction import told_by_first
+from diffusion.sharding import shard, whole
 from diffusion.train_config import AllReduceConfig, TrainConfig
 from diffusion.train_state import TrainState, build_train_state
 from diffusion.training import StepMetrics, train_step
 from orchestrator.backend import SpmdContext
 from orchestrator.checkpoint import CheckpointStore
-from orchestrator.config import canonical_json, to_dict
+from orchestrator.config import canonical_json
 from orchestrator.failpoints import ARMED, failpoint
 from orchestrator.history import History
 from orchestrator.journal import Journal
 from orchestrator.lease import Fence
-from orchestrator.step import JOURNAL_FILE, StepContext, write_progress
+from orchestrator.step import JOURNAL_FILE, write_progress
 from orchestrator.stopping import Preempted, asked_to_stop, listening
-from pipelines.decoded import MIB, cache_folder
 from pipelines.metrics_window import Machine, MetricsWindow
-from pipelines.readers import Batch, ImageReader, open_reader
-from pipelines.trained import CONFIG, MODEL_FILE
+from pipelines.readers import Batch, ImageReader
+from pipelines.trained import MODEL_FILE
 
 LOG_EVERY_STEPS = 10
 PROGRESS_SECONDS = 1.0
@@ -101,46 +101,6 @@ class Place:
     checkpoint_steps: int | None
 
 
-def payload_of(config: Any, ctx: StepContext) -> dict[str, Any]:
-    """What a worker of a training is told; config is the step's."""
-    resources, step = ctx.resources, f"{ctx.output.parent.name}/{ctx.output.name}"
-    own = str(ctx.output / "checkpoints")
-    return {
-        "config": to_dict(config),
-        "dataset": str(ctx.inputs["dataset"]),
-        "threads": resources.cpus_per_worker,
-        "data_mib": resources.data_mib,
-        "place": Place(
-            output=ctx.output,
-            checkpoints=own if resources.checkpoints is None else f"{resources.checkpoints.rstrip('/')}/{step}",
-            fence=ctx.fence,
-            checkpoint_seconds=resources.checkpoint_seconds,
-            checkpoint_steps=resources.checkpoint_steps,
-        ),
-    }
-
-
-def run_training(ctx: StepContext, worker: Callable[[SpmdContext, Any], Any], config: Any) -> None:
-    """Train on the workers the resources name, and leave what the first of them says."""
-    name = f"{ctx.output.parent.name}-{ctx.output.name}"
-    summary = ctx.backend.spmd(worker, payload_of(config, ctx), name=name, resources=ctx.resources)
-    ctx.write_metrics(summary["metrics"], notes=summary["notes"])
-
-
-def train_on(spmd: SpmdContext, payload: Mapping[str, Any], training: Training) -> dict[str, Any]:
-    """One worker's part of a training; what the first worker returns is for write_metrics."""
-    config = training.config
-    reader = open_reader(
-        Path(payload["dataset"]), "train", seed=training.seed, batch_size=config.batch_size,
-        shuffle_bytes=config.shuffle_mib * MIB, memory_bytes=payload["data_mib"] * MIB, cache=cache_folder(),
-    )  # fmt: skip
-    with reader:
-        run = TrainingRun(training, spmd, payload["place"], reader)
-        run.resume()
-        run.train()
-    return run.finish({CONFIG: canonical_json(payload["config"])}) if run.is_first else {}
-
-
 class TrainingRun:
     """One worker's part of a training."""
 
@@ -148,9 +108,11 @@ class TrainingRun:
         config = training.config
         config.check_workers(spmd.world_size)
         self.training, self.spmd, self.place, self.reader = training, spmd, place, reader
+        self.machine = Machine.of(training.network, config, device=spmd.device, workers=spmd.world_size)
+        self.is_spread = isinstance(config.reduction, AllReduceConfig) and config.reduction.sharded
+        self.module = _trainable(training.network, config, spmd)
         num_timesteps = training.objective.schedule.num_timesteps
         self.state = build_train_state(config, training.network, num_timesteps=num_timesteps)
-        self.module = _trainable(training.network, config, spmd)
         self.damage: list[str] = []
         """What was wrong with checkpoints when training resumed: told in the step's notes."""
         self.is_first = spmd.rank == 0
@@ -164,16 +126,28 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that verifies, if there is one."""
+        tensors, meta = self._kept() if self.is_first else (None, None)
+        if self.spmd.world_size > 1:
+            told = told_by_first(self._tensors(), tensors, meta)
+            tensors, meta = (None, None) if told is None else told
+        if tensors is not None and meta is not None:
+            self._take(tensors, meta)
         if self.is_first:
-            checkpoint = self.store.resume(on_damage=self.damage.append)
-            if checkpoint is not None:
-                self._load(checkpoint.files[STATE_FILE], json.loads(checkpoint.files[META_FILE]))
             self.journal.truncate_after(self.state.images_seen)
             self.history.add(resumed_at=self.state.images_seen, workers=self.spmd.world_size, damage=self.damage)
-        if self.spmd.world_size > 1:
-            tensors, meta = told_by_first(self._tensors(), self._meta())
-            if not self.is_first:
-                self._take(tensors, meta)
+
+    def _kept(self) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
+        """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
+        checkpoint = self.store.resume(on_damage=self.damage.append)
+        if checkpoint is None:
+            return None, None
+        state = checkpoint.files[STATE_FILE]
+        described = header_of(state).get(HEADER)
+        if described is None or json.loads(described) != json.loads(json.dumps(self._description())):
+            raise ValueError(
+                f"{self.place.checkpoints}: its checkpoint is of another network ({described}): remove what is there"
+            )
+        return load(state), json.loads(checkpoint.files[META_FILE])
 
     def train(self) -> None:
         """Train until train.images have been seen, journaling means over windows of LOG_EVERY_STEPS steps.
@@ -181,40 +155,65 @@ class TrainingRun:
         Raises Preempted when asked to stop, with all state kept.
         """
         if not self.is_first:
-            for _ in self._steps():
-                pass
+            self._train_along()
             return
         with listening(self.place.output), CheckpointWriter(self.store) as writer:
             self._train_and_keep(writer)
             self._offer(writer)
             writer.flush()
 
+    def _train_along(self) -> None:
+        """The other workers' loop."""
+        for _ in self._steps():
+            if self.is_spread and self._window_ends() and self._agreed(False):
+                self._copies()
+        if self.is_spread:
+            self._copies()
+
+    def _agreed(self, due: bool) -> bool:
+        """What the first worker says, told to all where a state is to be put together from them."""
+        if not self.is_spread:
+            return due
+        told = torch.tensor([due], device=self.spmd.device)
+        dist.broadcast(told, 0)
+        return bool(told)
+
     def _train_and_keep(self, writer: CheckpointWriter) -> None:
         """The first worker's loop: it also journals, keeps checkpoints, and shows how far training is."""
-        config, place = self.training.config, self.place
-        machine = Machine.of(self.state, config, device=self.spmd.device, workers=self.spmd.world_size)
-        window = MetricsWindow(self.state, machine)
+        place = self.place
+        window = MetricsWindow(self.state, self.machine, with_param_norm=not self.is_spread)
         saved, saved_step, shown = time.monotonic(), self.state.step, 0.0
         held_out: dict[str, float] = {}
         for measured, data_wait, of_held_out in self._steps():
             window.add(measured, data_wait=data_wait)
             held_out |= of_held_out
             now = time.monotonic()
-            if self.state.step % LOG_EVERY_STEPS == 0 or self._ended():
+            if self._window_ends():
                 self._log({**window.close(), **held_out})
                 held_out = {}
             if now - shown >= PROGRESS_SECONDS:
                 self._show(window, writer)
                 writer.check()
-                if asked_to_stop(place.output):
-                    self._stop(writer)
                 shown = now
+            # Between windows: a resumed run then journals the means that an undisturbed one would.
+            if not window.is_empty or self._ended():
+                continue
+            stop = asked_to_stop(place.output)
             steps = self.state.step - saved_step
             due = now - saved >= place.checkpoint_seconds or steps >= (place.checkpoint_steps or steps + 1)
-            # Between windows: a resumed run then journals the means that an undisturbed one would.
-            if due and window.is_empty and writer.is_idle and not self._ended():
+            if self._agreed(stop or (due and writer.is_idle)):
+                if stop:
+                    writer.flush()
                 self._offer(writer)
                 saved, saved_step = now, self.state.step
+            if stop:
+                writer.flush()
+                raise Preempted(
+                    f"stopped after {self.state.images_seen} images, all kept; run the same command again to go on"
+                )
+
+    def _window_ends(self) -> bool:
+        return self.state.step % LOG_EVERY_STEPS == 0 or self._ended()
 
     def _steps(self) -> Iterator[tuple[StepMetrics, float, dict[str, float]]]:
         """Take steps until training ends: what each measured, its wait for images, and metrics of held-out images."""
@@ -233,7 +232,7 @@ class TrainingRun:
 
     def _offer(self, writer: CheckpointWriter) -> None:
         """Hand over a copy of the whole state, which training then goes on to change."""
-        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
+        tensors = self._copies()
         meta, described = canonical_json(self._meta()).encode(), {HEADER: json.dumps(self._description())}
 
         def files() -> dict[str, bytes]:
@@ -243,15 +242,8 @@ class TrainingRun:
 
         writer.offer(files, clock=self.state.images_seen)
 
-    def _stop(self, writer: CheckpointWriter) -> None:
-        """Keep the state as it is, and end. Steps since the last line of the journal are journaled when resumed."""
-        writer.flush()
-        self._offer(writer)
-        writer.flush()
-        raise Preempted(f"stopped after {self.state.images_seen} images, all kept; run the same command again to go on")
-
     def finish(self, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """Write the model, and return what the table should know of this training.
+        """Write the model, and return what the table should know of this training; nothing on the other workers.
 
         The model is what held-out images chose, else the first average, else the weights; further averages stand
         beside it.
@@ -260,6 +252,8 @@ class TrainingRun:
         self._write(MODEL_FILE, self.state.ema_weights() if chosen is None else chosen, metadata)
         for rate in rates if chosen is not None else rates[1:]:
             self._write(f"ema_{rate_name(rate)}.safetensors", self.state.ema_weights(rate), metadata)
+        if not self.is_first:
+            return {}
         metrics = {
             "images_seen": float(self.state.images_seen),
             "parameters": float(_count(self.state.model)),
@@ -269,22 +263,19 @@ class TrainingRun:
         return {"metrics": metrics, "notes": [length, *self._notes(), *self.damage]}
 
     def _write(self, file: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        self.training.network.save(self.place.output / file, weights=weights, metadata=metadata)
+        together = {name: whole(tensor) for name, tensor in weights.items()}
+        if self.is_first:
+            self.training.network.save(self.place.output / file, weights=together, metadata=metadata)
+
+    def _copies(self) -> dict[str, Tensor]:
+        """The whole state, on the CPU; of a network that is spread, all workers put it together."""
+        return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in self._tensors().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.state.tensors(), **self.training.held_out.tensors()}
 
     def _meta(self) -> dict[str, Any]:
         return {**self.state.meta(), **self.training.held_out.meta()}
-
-    def _load(self, state: bytes, meta: Mapping[str, Any]) -> None:
-        """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
-        described = header_of(state).get(HEADER)
-        if described is None or json.loads(described) != json.loads(json.dumps(self._description())):
-            raise ValueError(
-                f"{self.place.checkpoints}: its checkpoint is of another network ({described}): remove what is there"
-            )
-        self._take(load(state), meta)
 
     def _take(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         own = self.state.meta()
@@ -329,8 +320,11 @@ class TrainingRun:
 def _trainable(network: Network, config: TrainConfig, spmd: SpmdContext) -> nn.Module:
     """The network as it is called in training."""
     module: nn.Module = network
-    if isinstance(config.reduction, AllReduceConfig) and spmd.world_size > 1:
-        module = nn.parallel.DistributedDataParallel(network)
+    if isinstance(config.reduction, AllReduceConfig):
+        if config.reduction.sharded:
+            shard(network)
+        elif spmd.world_size > 1:
+            module = nn.parallel.DistributedDataParallel(network)
     return torch.compile(module, dynamic=False) if config.compile else module  # type: ignore[return-value]
 
 

@@ -62,9 +62,10 @@ def main(lines: str, markdown: str, as_json: str) -> None:
     held = sum(found.held for found in findings)
     trials = sum(found.trials for found in findings)
     text = (
-        f"# Faults, and what became of the results\n\n`make chaos`, on {os.cpu_count()} cores of {platform.machine()}: "
-        f"{held} of {trials} trials held. A trial holds when the weights, averages, optimizer's state and histories of t "
-        f"have the SHA-256 that an undisturbed run leaves, or what its row says. Recovery: median, and longest.\n\n"
+        f"# Faults, and what became of the results\n\n`make chaos`, on {os.cpu_count()} cores of "
+        f"{platform.machine()}: {held} of {trials} trials held. A trial holds when the weights, averages, optimizer's "
+        f"state and histories of t have the SHA-256 that an undisturbed run leaves, or what its row says. Recovery: "
+        f"median, and longest.\n\n"
     )
     Path(markdown).write_text(text + table(findings) + "\n")
     Path(as_json).write_text(json.dumps([asdict(found) for found in findings], indent=1) + "\n")
