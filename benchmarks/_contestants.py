@@ -60,7 +60,7 @@ class Contestant:
         self.optimizer.step()
         self.optimizer.zero_grad()  # none are held while others take their turn
         if self.average is not None:
-            self.average.update(self.network, step=self.steps)
+            self.average.update(step=self.steps)
         else:
             with torch.no_grad():
                 for kept, parameter in zip(self.slow_average, self.network.parameters(), strict=True):

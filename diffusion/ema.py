@@ -34,19 +34,18 @@ class Ema:
 
     def __init__(self, config: EmaConfig, model: nn.Module) -> None:
         self._config = config
+        self._parameters = list(model.parameters())  # walking through a network's modules takes milliseconds
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         self._averages = {
             rate: {name: self._copy(parameter) for name, parameter in model.named_parameters()} for rate in config.rates
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module, *, step: int) -> None:
+    def update(self, *, step: int) -> None:
         """Take in the model's parameters as they are after `step` (0-based)."""
-        parameters = dict(model.named_parameters())
         for rate, average in self._averages.items():
             kept = min(rate, (1 + step) / (10 + step)) if self._config.warmup else rate
-            averages = list(average.values())
-            present: list[Tensor] = [parameters[name] for name in average]
+            averages, present = list(average.values()), self._parameters
             # Calls for all parameters together: small networks are bound by the number of operations.
             if self._config.arithmetic == "float64":
                 present = [parameter.double() for parameter in present]

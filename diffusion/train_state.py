@@ -28,6 +28,10 @@ class TrainState:
     ) -> None:
         self.config = config
         self.model = model
+        self.parameters = list(model.parameters())
+        """The model's, in order: walking through its modules at every step would take milliseconds."""
+        self.dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        """Whether it draws numbers of its own while it is trained."""
         self.optimizer = optimizer
         self.ema = Ema(config.ema, model)
         self.timestep_sampler = timestep_sampler

@@ -104,17 +104,16 @@ def _tree_gradient(
     """Leave the mean gradient of the whole batch in .grad, summed over the tree of its shards."""
     shards = tree.shards // world_size()
     size, total, parts = len(examples) // shards, TreeSum(), []
-    parameters = list(state.model.parameters())
     for number in range(shards):
         shard = examples.part(number * size, (number + 1) * size)
         key = (seed, step, rank() * shards + number)
         # A power of two: the mean over shards costs no rounding.
         parts.append(_backward(state, module, objective, shard, key=key, share=1 / tree.shards))
-        total.add(like_parameters(parameters))
+        total.add(like_parameters(state.parameters))
     gradients = total.total()
     if world_size() > 1:
         sum_over_workers(gradients)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient in zip(state.parameters, gradients, strict=True):
         parameter.grad = gradient
     return _Rows.joined(parts)
 
@@ -145,7 +144,7 @@ def _backward(
     t, weights = state.timestep_sampler.sample(draws)
     shape = tuple(examples.x_start.shape[1:])
     eps = normal(seed=seed, stream=TRAIN_NOISE, step=step, index=examples.index, shape=shape)
-    with _dropout_noise(state.model, key=key):
+    with _dropout_noise(state, key=key):
         with autocast(examples.x_start.device, state.config.precision):
             measured = objective(module, examples, t=t, eps=eps)
         loss = (measured.objective * weights).mean() * share
@@ -155,8 +154,7 @@ def _backward(
 
 def _update(state: TrainState, *, lr: float, step: int) -> tuple[Float[Tensor, ""], bool]:
     """AdamW and the averages, unless float16 overflowed; the norm of the gradient, and whether it did."""
-    parameters = list(state.model.parameters())
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
     if state.loss_scale is not None:
         torch._foreach_mul_(gradients, 1 / state.loss_scale.factor)
     total_norm = nn.utils.get_total_norm(gradients)
@@ -167,11 +165,11 @@ def _update(state: TrainState, *, lr: float, step: int) -> tuple[Float[Tensor, "
         if overflowed:
             return grad_norm, True
     if state.config.clip_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, state.config.clip_grad_norm, total_norm)
+        nn.utils.clip_grads_with_norm_(state.parameters, state.config.clip_grad_norm, total_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
     state.optimizer.step()
-    state.ema.update(state.model, step=step)
+    state.ema.update(step=step)
     return grad_norm, False
 
 
@@ -195,12 +193,12 @@ def _synchronised(module: nn.Module, *, last: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _dropout_noise(model: nn.Module, *, key: tuple[int, ...]) -> Iterator[None]:
+def _dropout_noise(state: TrainState, *, key: tuple[int, ...]) -> Iterator[None]:
     """Inside, torch's generators are a function of the key; outside, as if nothing had been drawn."""
-    if not any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+    if not state.dropout:
         yield
         return
-    devices = {parameter.device.index for parameter in model.parameters() if parameter.is_cuda}
+    devices = {parameter.device.index for parameter in state.parameters if parameter.is_cuda}
     with torch.random.fork_rng(devices=sorted(devices)):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         yield

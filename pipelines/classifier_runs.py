@@ -124,4 +124,4 @@ def check(run: ClassifierRun, sources: Mapping[str, Path], *, data_mib: int) -> 
     check_memory(sources["dataset"], "train", shuffle_bytes=shuffle_bytes, memory_bytes=data_mib * MIB)
 
 
-FAMILY = Family(PRESETS, plan, check, network="model.encoder")
+FAMILY: Family = Family(PRESETS, plan, check, network="model.encoder")

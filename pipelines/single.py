@@ -31,7 +31,7 @@ WAIT_SECONDS = 0.2
 class Family:
     """Set-ups of one kind, and what they have in common."""
 
-    presets: Mapping[str, Callable[[], Any]]
+    presets: dict[str, Callable[[], Any]]
     plan: Callable[[Any], Mapping[str, Step]]
     check: Callable[..., None]
     """check(config, {"dataset": path}, data_mib=...) raises ValueError when it asks for what the data has not."""

@@ -95,4 +95,4 @@ def check(run: SuperResRun, sources: Mapping[str, Path], *, data_mib: int) -> No
     check_memory(sources["dataset"], "train", shuffle_bytes=shuffle_bytes, memory_bytes=data_mib * MIB)
 
 
-FAMILY = Family(PRESETS, plan, check, network="model.unet")
+FAMILY: Family = Family(PRESETS, plan, check, network="model.unet")

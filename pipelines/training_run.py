@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from orchestrator.blobs import open_blobs
-from orchestrator.checkpoint_writer import CheckpointWriter
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -28,7 +26,9 @@ from diffusion.train_config import AllReduceConfig, TrainConfig
 from diffusion.train_state import TrainState, build_train_state
 from diffusion.training import StepMetrics, train_step
 from orchestrator.backend import SpmdContext
+from orchestrator.blobs import open_blobs
 from orchestrator.checkpoint import CheckpointStore
+from orchestrator.checkpoint_writer import CheckpointWriter
 from orchestrator.config import canonical_json
 from orchestrator.failpoints import ARMED, failpoint
 from orchestrator.history import History
@@ -217,18 +217,24 @@ class TrainingRun:
 
     def _steps(self) -> Iterator[tuple[StepMetrics, float, dict[str, float]]]:
         """Take steps until training ends: what each measured, its wait for images, and metrics of held-out images."""
-        config, seed = self.training.config, self.training.seed
-        share = config.batch_size // self.spmd.world_size
-        mine = slice(self.spmd.rank * share, (self.spmd.rank + 1) * share)
-        index = torch.arange(config.batch_size)[mine].to(self.spmd.device)
         while not self._ended():
-            step, began = self.state.step, time.monotonic()
-            stored = self.reader.batch(step, mine)
-            data_wait = time.monotonic() - began
-            examples = self.training.examples(stored, step, index)
-            measured = train_step(self.state, self.module, self.training.objective, examples, step=step, seed=seed)
+            step = self.state.step
+            examples, data_wait = self.examples(step)
+            measured = train_step(
+                self.state, self.module, self.training.objective, examples, step=step, seed=self.training.seed
+            )
             failpoint("train.after-step")
             yield measured, data_wait, self.training.held_out.after(self.state)
+
+    def examples(self, step: int) -> tuple[Examples, float]:
+        """This worker's share of a step's batch, and the seconds until the reader had it."""
+        size, began = self.training.config.batch_size, time.monotonic()
+        share = size // self.spmd.world_size
+        mine = slice(self.spmd.rank * share, (self.spmd.rank + 1) * share)
+        stored = self.reader.batch(step, mine)
+        data_wait = time.monotonic() - began
+        index = torch.arange(mine.start, mine.stop, device=self.spmd.device)
+        return self.training.examples(stored, step, index), data_wait
 
     def _offer(self, writer: CheckpointWriter) -> None:
         """Hand over a copy of the whole state, which training then goes on to change."""

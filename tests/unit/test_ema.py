@@ -24,7 +24,7 @@ def test_every_average_begins_as_a_copy_and_forgets_at_its_own_rate():
     expected = {0.9: 1.0, 0.5: 1.0, 0.0: 1.0}
     for step, value in enumerate((2.0, -3.0, 5.0)):
         fill(model, value)
-        ema.update(model, step=step)
+        ema.update(step=step)
         expected = {rate: rate * average + (1 - rate) * value for rate, average in expected.items()}
     for rate, average in expected.items():
         assert ema.weights(rate)["weight"].flatten().tolist() == pytest.approx([average, average], rel=1e-6)
@@ -37,7 +37,7 @@ def test_an_average_does_not_follow_the_model_by_itself_nor_disturb_it():
     ema = Ema(EmaConfig(rates=(0.5,)), model)
     nn.init.constant_(model.bias, 3.0)
     assert ema.weights()["bias"].item() == 1.0
-    ema.update(model, step=0)
+    ema.update(step=0)
     assert model.bias.item() == 3.0
 
 
@@ -48,7 +48,7 @@ def test_the_published_average_is_rounded_as_published():
     for step in range(20):
         with torch.no_grad():
             model.weight += 0.1 * torch.randn(64, 64, generator=generator)
-        ema.update(model, step=step)
+        ema.update(step=step)
         average.mul_(0.9999).add_(model.weight.detach(), alpha=1 - 0.9999)
     assert torch.equal(ema.weights()["weight"], average)
 
@@ -64,7 +64,7 @@ def test_with_warmup_an_average_forgets_its_first_copy_sooner():
     fill(model, 1.0)
     left = 1.0
     for step in range(50):
-        ema.update(model, step=step)
+        ema.update(step=step)
         left *= min(0.9999, (1 + step) / (10 + step))
     assert ema.weights()["bias"].item() == pytest.approx(1 - left, rel=1e-5)
     assert left < 1e-6
@@ -78,7 +78,7 @@ def test_in_float64_small_steps_of_a_slow_average_are_not_lost_to_rounding():
         ema = Ema(EmaConfig(rates=(1 - 1e-5,), arithmetic=arithmetic), model)
         fill(model, 1.0)
         for step in range(1000):
-            ema.update(model, step=step)
+            ema.update(step=step)
         ends[arithmetic] = ema.weights()["bias"].item()
     expected = 1 - 0.001 * (1 - 1e-5) ** 1000
     assert ends["float64"] == pytest.approx(expected, abs=6e-8)

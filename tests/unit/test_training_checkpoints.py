@@ -16,8 +16,9 @@ from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
 from pipelines.readers import Batch, Share
-from pipelines.train import TrainingRun
+from pipelines.train import diffusion_training
 from pipelines.trained import TrainStepConfig
+from pipelines.training_run import Place, TrainingRun
 
 CONFIG = TrainStepConfig(
     model=UNetConfig(
@@ -42,12 +43,14 @@ class Black(nullcontext):
 
 
 def training(output: Path, config: TrainStepConfig) -> TrainingRun:
-    return TrainingRun(config, SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu"), output, Black())
+    place = Place(output, str(output / "checkpoints"), None, checkpoint_seconds=1000.0, checkpoint_steps=None)
+    alone = SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu")
+    return TrainingRun(diffusion_training(config, "cpu"), alone, place, Black())
 
 
 def test_a_checkpoint_says_which_network_it_is_of(tmp_path: Path) -> None:
     run = training(tmp_path, CONFIG)
-    run.save()
+    run.train()
     (state,) = tmp_path.glob("checkpoints/**/state.safetensors")
     assert '"attention_layout": "legacy"' in header_of(state.read_bytes())["network"]
     assert load(state.read_bytes()).keys() == run.state.tensors().keys()
@@ -55,7 +58,7 @@ def test_a_checkpoint_says_which_network_it_is_of(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_layout_of_attention_is_refused_though_it_fits(tmp_path: Path) -> None:
-    training(tmp_path, CONFIG).save()
+    training(tmp_path, CONFIG).train()
     other = replace(CONFIG, model=replace(CONFIG.model, attention_layout="new"))
     with pytest.raises(ValueError, match="its checkpoint is of another network"):
         training(tmp_path, other).resume()
