@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DamagedArtifact
+from orchestrator.failpoints import failpoint
+from orchestrator.lease import Fence, guarded
 
 
 @dataclass(frozen=True)
@@ -24,37 +26,42 @@ class Point:
 
 
 class Journal:
-    """An append-only file of metrics with one writer. Opening it removes a line that a kill left half-written."""
+    """An append-only file of metrics with one writer. Opening it removes a line that a kill left half-written.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Work that is resumed measures some steps again: what the journal has of them stays, so every step stands there once,
+    with the time at which it was first measured, and what a tracker has read never changes.
+    """
+
+    def __init__(self, path: Path, *, fence: Fence | None = None) -> None:
+        self._path, self._fence = path, fence
+        self._last_step: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if not path.exists():
+            return
+        with guarded(fence):
             content = path.read_bytes()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
                 os.truncate(path, whole)
+        if lines := content[:whole].splitlines():
+            self._last_step = json.loads(lines[-1])["step"]
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Append the metrics of one step; they are on disk when this returns."""
+        """Append the metrics of one step, later than those before; they are on disk when this returns.
+
+        Nothing for a step up to the last one that was there when the journal was opened. Raises LeaseLost, and writes
+        nothing, when the step's work was taken over by somebody else.
+        """
+        if self._last_step is not None and step <= self._last_step:
+            return
         values = {key: _to_json(float(value)) for key, value in metrics.items()}
         line = json.dumps({"time_ms": time.time_ns() // 1_000_000, "step": step, "metrics": values})
-        with self._path.open("a") as file:
+        with guarded(self._fence), self._path.open("a") as file:
             file.write(line + "\n")
             file.flush()
+            failpoint("journal.before-fsync")
             os.fsync(file.fileno())
-
-    def truncate_after(self, step: int) -> None:
-        """Drop what was logged after `step`: a trainer that resumes there logs it again."""
-        if not self._path.exists():
-            return
-        lines = [line for line in self._path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        partial = self._path.with_name(self._path.name + ".partial")
-        with partial.open("w") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        failpoint("journal.after-fsync")
 
 
 def read_points(path: Path, *, from_line: int = 0) -> tuple[list[Point], int]:

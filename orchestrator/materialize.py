@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 
 from orchestrator.backend import Backend
-from orchestrator.errors import PapertableError, StepFailed
-from orchestrator.lease import hold
+from orchestrator.errors import LeaseLost, PapertableError, StepFailed
+from orchestrator.failpoints import failpoint
+from orchestrator.lease import Fence, hold
 from orchestrator.provenance import provenance
 from orchestrator.step import FAILURE_FILE, Resources, Step, StepContext, write_failure
 from orchestrator.store import ArtifactStore
@@ -35,18 +37,26 @@ def _once(steps: Iterable[Step]) -> list[Step]:
 
 
 def materialize(steps: Iterable[Step], store: ArtifactStore, *, backend: Backend, resources: Resources) -> None:
-    """Run what has no record yet. Raises StepFailed for the first step that does, its directory kept as it is."""
+    """Run what has no record yet. Raises StepFailed for the first step that does, its directory kept as it is.
+
+    A step that somebody else runs is waited for; one that somebody else took over meanwhile, too.
+    """
     for step in pending(steps, store):
-        with hold(store.root / ".leases" / f"{step.name}-{step.fingerprint}.lock", f"step {step.key}"):
-            if not store.is_done(step):  # somebody may have run it while we waited
-                _run(step, store, backend, resources)
+        lease = store.root / ".leases" / f"{step.name}-{step.fingerprint}.lease"
+        while not store.is_done(step):
+            try:
+                with hold(lease, f"step {step.key}") as fence:
+                    if not store.is_done(step):  # somebody may have run it while we waited
+                        _run(step, store, backend, resources, fence)
+            except LeaseLost as lost:
+                print(f"{lost}: waiting for it", file=sys.stderr, flush=True)
 
 
-def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resources) -> None:
+def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resources, fence: Fence) -> None:
     output = store.path(step)
     output.mkdir(parents=True, exist_ok=True)
     inputs = {role: store.path(before) for role, before in step.inputs.items()}
-    context = StepContext(inputs=inputs, output=output, backend=backend, resources=resources)
+    context = StepContext(inputs=inputs, output=output, backend=backend, resources=resources, fence=fence)
     context.progress(done=0, total=0, unit="")
     (output / FAILURE_FILE).unlink(missing_ok=True)
     began = time.monotonic()
@@ -55,7 +65,10 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
     except PapertableError:
         raise  # it says what is wrong, and knows its exit code
     except Exception as error:
+        fence.check()  # what goes wrong because another writes here, too, is no failure of the step
         reason = f"{type(error).__name__}: {error}"
         write_failure(output, reason)
         raise StepFailed(step.key, output, reason) from error
-    store.commit(step, seconds=time.monotonic() - began, provenance=provenance())
+    failpoint("step.before-commit")
+    store.commit(step, seconds=time.monotonic() - began, provenance=provenance(), fence=fence)
+    failpoint("step.after-commit")

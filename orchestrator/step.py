@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import fingerprint, to_dict
+from orchestrator.lease import Fence, guarded
 
 if TYPE_CHECKING:
     from orchestrator.backend import Backend
@@ -111,6 +112,8 @@ class StepContext:
     output: Path
     backend: Backend
     resources: Resources
+    fence: Fence | None = None
+    """Lets the holder of the step's lease write, and nobody else; None where nobody else could."""
 
     def write_metrics(
         self,
@@ -130,7 +133,8 @@ class StepContext:
         said = {"metrics": dict(metrics), "protocol": dict(protocol or {}), "notes": list(notes)}
         if dataset is not None:
             said["dataset"] = asdict(dataset)
-        write_whole(self.output / METRICS_FILE, json.dumps(said, indent=1))
+        with guarded(self.fence):
+            write_whole(self.output / METRICS_FILE, json.dumps(said, indent=1))
 
     def progress(self, *, done: float, total: float, unit: str, **facts: object) -> None:
         """Say how far the step is; see write_progress."""

@@ -15,8 +15,10 @@ from urllib.request import url2pathname
 
 from pyarrow import fs
 
-from orchestrator.errors import DamagedArtifact, PreflightError
+from orchestrator.errors import DamagedArtifact, LeaseLost, PreflightError
+from orchestrator.failpoints import failpoint
 from orchestrator.history import HISTORY_FILE
+from orchestrator.lease import Fence, guarded
 from orchestrator.step import FAILURE_FILE, METRICS_FILE, PROGRESS_FILE, DatasetFacts, Step
 from orchestrator.stopping import LISTENING_FILE, STOP_FILE
 
@@ -103,8 +105,13 @@ class ArtifactStore:
         """Whether the step has its record."""
         return self.record(step) is not None
 
-    def commit(self, step: Step, *, seconds: float, provenance: Mapping[str, Any]) -> Record:
-        """Declare what lies in the step's directory its output. From here on it is never written again."""
+    def commit(
+        self, step: Step, *, seconds: float, provenance: Mapping[str, Any], fence: Fence | None = None
+    ) -> Record:
+        """Declare what lies in the step's directory its output. From here on it is never written again.
+
+        Raises LeaseLost, and declares nothing, when somebody else has taken the step over.
+        """
         directory = self.path(step)
         record = Record(
             identity=step.identity(),
@@ -116,7 +123,13 @@ class ArtifactStore:
         partial = str(directory / f".{RECORD_FILE}.{uuid.uuid4().hex}")
         with self._files.open_output_stream(partial) as stream:
             stream.write(json.dumps(asdict(record), indent=1).encode())
-        self._files.move(partial, str(directory / RECORD_FILE))
+        failpoint("step.in-commit")
+        try:
+            with guarded(fence):
+                self._files.move(partial, str(directory / RECORD_FILE))
+        except LeaseLost:
+            self._files.delete_file(partial)
+            raise
         return record
 
     def metrics(self, step: Step) -> StepMetrics:

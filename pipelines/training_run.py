@@ -133,7 +133,6 @@ class TrainingRun:
         if tensors is not None and meta is not None:
             self._take(tensors, meta)
         if self.is_first:
-            self.journal.truncate_after(self.state.images_seen)
             self.history.add(resumed_at=self.state.images_seen, workers=self.spmd.world_size, damage=self.damage)
 
     def _kept(self) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import DamagedArtifact
+from orchestrator.errors import DamagedArtifact, LeaseLost
 from orchestrator.journal import Journal, read_points
+from orchestrator.lease import hold
 
 metrics = st.dictionaries(st.sampled_from(["loss", "lr", "x/y"]), st.floats(), min_size=1)
 
@@ -39,14 +40,29 @@ def test_a_file_cut_anywhere_reads_as_its_whole_lines_and_goes_on_from_there(
     assert [(p.key, p.value, p.step) for p in again] == [("loss", 1.0, 99)]
 
 
-def test_what_a_resumed_trainer_will_log_again_is_dropped(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+def test_what_a_resumed_trainer_measures_again_stays_as_it_was_first_logged(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
     for step in (10, 20, 30):
         journal.log({"loss": float(step)}, step=step)
-    journal.truncate_after(20)
-    journal.log({"loss": 31.0}, step=30)
-    points, _ = read_points(tmp_path / "journal.jsonl")
-    assert [(p.step, p.value) for p in points] == [(10, 10.0), (20, 20.0), (30, 31.0)]
+    before = path.read_bytes()
+    resumed = Journal(path)
+    for step in (20, 30):
+        resumed.log({"loss": -1.0}, step=step)
+    assert path.read_bytes() == before
+    resumed.log({"loss": 40.0}, step=40)
+    assert [(p.step, p.value) for p in read_points(path)[0]] == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
+
+
+def test_who_was_taken_over_adds_no_line(tmp_path: Path) -> None:
+    with hold(tmp_path / "lease", "a step", expires_s=60) as former:
+        journal = Journal(tmp_path / "journal.jsonl", fence=former)
+        journal.log({"loss": 1.0}, step=1)
+    with hold(tmp_path / "lease", "a step", expires_s=60) as present:
+        with pytest.raises(LeaseLost, match="lease was taken over by process"):
+            journal.log({"loss": 2.0}, step=2)
+        Journal(tmp_path / "journal.jsonl", fence=present).log({"loss": 3.0}, step=2)
+    assert [p.value for p in read_points(tmp_path / "journal.jsonl")[0]] == [1.0, 3.0]
 
 
 def test_points_carry_the_time_at_which_they_were_measured(tmp_path: Path) -> None:
