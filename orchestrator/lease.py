@@ -81,6 +81,15 @@ class Fence:
             yield
 
 
+def seize(path: Path) -> Fence:
+    """Take a lease without asking its holder, who can write nothing from then on: for who knows that it should end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _gate(path):
+        taken = _State(_read(path).epoch + 1, 0, Holder.this_process())
+        _write(path, taken)
+    return Fence(path, taken.epoch)
+
+
 def guarded(fence: Fence | None) -> AbstractContextManager[None]:
     """The guard of a fence, where there is one."""
     return nullcontext() if fence is None else fence.guard()

@@ -219,6 +219,7 @@ def run_study(
     from orchestrator.ray_tune import TuneLauncher
 
     began = time.monotonic()
+    places.check_checkpoints()
     resources = places.resources()
     tracker = MlflowTracker(
         tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}",

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from diffusion.train_config import TrainConfig
+from orchestrator.blobs import open_blobs
+from orchestrator.checkpoint import check_writable
 from orchestrator.config import hint
 from orchestrator.errors import Interrupted, PapertableError
 from orchestrator.signals import interruptible
@@ -65,6 +67,11 @@ class Places:
                 f"name an absolute path"
             )
         return ArtifactStore(self.store)
+
+    def check_checkpoints(self) -> None:
+        """Raises PreflightError when no checkpoint can be kept where they should be."""
+        if self.checkpoints is not None:
+            check_writable(open_blobs(self.checkpoints))
 
     def resources(self) -> Resources:
         """What each step may use."""

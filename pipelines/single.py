@@ -65,6 +65,7 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
                 f"worker on CPUs; add --ray, or name a cluster with --address"
             )
         store, resources, steps = places.artifact_store(), places.resources(), family.plan(config)
+        places.check_checkpoints()
         prepare_sources(list(steps.values()), store, resources)
         family.check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:

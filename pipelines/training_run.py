@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ from orchestrator.config import canonical_json
 from orchestrator.failpoints import ARMED, failpoint
 from orchestrator.history import History
 from orchestrator.journal import Journal
-from orchestrator.lease import Fence
+from orchestrator.lease import Fence, guarded, seize
 from orchestrator.step import JOURNAL_FILE, write_progress
 from orchestrator.stopping import Preempted, asked_to_stop, listening
 from pipelines.metrics_window import Machine, MetricsWindow
@@ -119,9 +120,11 @@ class TrainingRun:
         if ARMED:
             self.state.optimizer.register_step_post_hook(lambda *_: failpoint("train.after-optimizer"))
         if self.is_first:
-            epoch = 0 if place.fence is None else place.fence.epoch
-            self.store = CheckpointStore(open_blobs(place.checkpoints), epoch=epoch)
-            self.journal = Journal(place.output / JOURNAL_FILE, fence=place.fence)
+            with guarded(place.fence):
+                # A worker that Ray has given up, and that lives on, can write nothing from here on.
+                writer = seize(place.output / "checkpoints" / "writer.lease")
+            self.store = CheckpointStore(open_blobs(place.checkpoints), epoch=writer.epoch)
+            self.journal = Journal(place.output / JOURNAL_FILE, fence=writer)
             self.history = History(place.output)
 
     def resume(self) -> None:
