@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from diffusion.gaussian import build_schedule
-from diffusion.training import build_train_state, train_step
+from diffusion.objectives import DiffusionObjective, Examples
+from diffusion.train_state import build_train_state
+from diffusion.training import train_step
 from orchestrator.backend import LocalBackend
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
@@ -33,7 +35,9 @@ def trained_model(*, steps: int, loss: str = "hybrid") -> tuple[TrainedModel, Te
     materialize([dataset], store, backend=LocalBackend(), resources=Resources())
     folder: Path = store.path(dataset)
     network = build_network(base.model, diffusion, seed=0)
-    state, schedule = build_train_state(base.train, diffusion, network), build_schedule(diffusion)
+    schedule = build_schedule(diffusion)
+    state = build_train_state(base.train, network, num_timesteps=diffusion.num_timesteps)
+    objective = DiffusionObjective(diffusion, schedule)
     reader = open_reader(
         folder, "train", seed=0, batch_size=base.train.batch_size, shuffle_bytes=base.train.shuffle_mib * MIB,
         memory_bytes=2**30, cache=Path(tempfile.mkdtemp()),
@@ -42,7 +46,7 @@ def trained_model(*, steps: int, loss: str = "hybrid") -> tuple[TrainedModel, Te
     with reader:
         for step in range(steps):
             x_start = to_unit_range(reader.batch(step, slice(None)).images)
-            train_step(state, network, diffusion, schedule, x_start=x_start, index=index, step=step, seed=0)
+            train_step(state, network, objective, Examples(x_start, index), step=step, seed=0)
     network.load_state_dict(state.ema_weights())
     network.eval().requires_grad_(False)
     return TrainedModel(network, diffusion, schedule), to_unit_range(to_tensor(read_split(folder, "test").images))

@@ -34,9 +34,7 @@ class Ema:
 
     def __init__(self, config: EmaConfig, model: nn.Module) -> None:
         self._config = config
-        self._parameters: list[Tensor] = list(
-            model.parameters()
-        )  # a walk through the modules takes milliseconds
+        self._parameters: list[Tensor] = list(model.parameters())  # a walk through the modules takes milliseconds
         self._dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         self._averages = {
             rate: {name: self._copy(parameter) for name, parameter in model.named_parameters()} for rate in config.rates

@@ -67,7 +67,15 @@ def tiny() -> ClassifierRun:
         data=DataConfig(source="digits", image_size=8),
         model=ClassifierConfig(encoder=encoder, num_classes=10),
         diffusion=DiffusionConfig(),
-        train=TrainConfig(images=12_800, batch_size=128, lr=1e-3, weight_decay=0.05, lr_anneal="adm", ema=NO_AVERAGE),
+        train=TrainConfig(
+            images=12_800,
+            batch_size=128,
+            lr=1e-3,
+            weight_decay=0.05,
+            lr_anneal="adm",
+            ema=NO_AVERAGE,
+            reduction=TreeConfig(shards=2),
+        ),
         held_out=HeldOutConfig(every_images=1280),
     )
 

@@ -52,7 +52,9 @@ def tiny() -> SuperResRun:
         data=DataConfig(source="digits", image_size=8),
         model=SuperResConfig(unet=unet, small_size=4),
         diffusion=DiffusionConfig(),
-        train=TrainConfig(images=12_800, batch_size=128, lr=2e-3, ema=EmaConfig(rates=(0.98,))),
+        train=TrainConfig(
+            images=12_800, batch_size=128, lr=2e-3, ema=EmaConfig(rates=(0.98,)), reduction=TreeConfig(shards=2)
+        ),
     )
 
 
