@@ -30,11 +30,15 @@ class SpmdContext:
 class Backend(Protocol):
     """The two shapes of work there are: one program on many workers, and many items over a pool of workers."""
 
-    def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
+    def spmd(
+        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
+        kept: Callable[[], float] | None = None,
+    ) -> Any:  # fmt: skip
         """Run fn(context, payload) on resources.workers workers that form one process group; return rank 0's value.
 
         A worker that dies is replaced and fn starts again on all of them, so fn resumes from its own checkpoints.
-        An exception that fn itself raises is not retried: it is raised here.
+        kept() says how far the newest of them is: as long as it grows, workers may be lost as often as they are. An
+        exception that fn itself raises is not retried: it is raised here.
         """
 
     def map(
@@ -59,7 +63,10 @@ class LocalBackend:
         self._processes = processes
         self._stopped = get_context("spawn").Event() if processes > 1 else None
 
-    def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
+    def spmd(
+        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
+        kept: Callable[[], float] | None = None,
+    ) -> Any:  # fmt: skip
         """Run fn here as the only worker. Raises ValueError for more than one worker."""
         if resources.workers != 1:
             raise ValueError(

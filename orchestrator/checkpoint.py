@@ -89,6 +89,14 @@ class CheckpointStore:
         found = self._newest(on_damage)
         return None if found is None else found[1]
 
+    def clock(self) -> int:
+        """Of the newest state that LATEST names; 0 where there is none, or where nothing answers at once."""
+        try:
+            found = self._blobs.version(POINTER)
+            return 0 if found is None else _Pointer.decoded(found[1]).clock
+        except (OSError, ValueError):
+            return 0
+
     def save(self, files: Mapping[str, bytes], *, clock: int) -> None:
         """Keep a state. When this returns it is stored, with its hashes, and LATEST names it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -103,17 +104,23 @@ def head_resource() -> dict[str, float]:
 
 
 class RayBackend:
-    """spmd as a Ray Train run, map as a pool of actors. `storage` is where Ray keeps its own bookkeeping."""
+    """spmd as a Ray Train run, map as a pool of actors. `storage` is where Ray keeps its own bookkeeping.
+
+    worker_losses_allowed: so often may workers be lost before work that keeps nothing meanwhile is given up.
+    """
 
     def __init__(self, storage: Path, *, worker_losses_allowed: int = 8) -> None:
         self._storage = storage
         self._worker_losses_allowed = worker_losses_allowed
         self._pool: list[Any] = []
 
-    def spmd(self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources) -> Any:
+    def spmd(
+        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
+        kept: Callable[[], float] | None = None,
+    ) -> Any:  # fmt: skip
         """Run fn on a group of workers (gloo on CPUs, NCCL on GPUs); see Backend.spmd."""
         self.release()
-        losses = 0
+        losses, furthest = 0, -math.inf
         while True:
             try:
                 # In the main thread, Ray's handler of SIGINT would keep the controller of a lost group alive.
@@ -126,6 +133,8 @@ class RayBackend:
                 raise own
             if isinstance(failure, ControllerError):
                 _free_orphaned_groups()
+            if kept is not None and (now := kept()) > furthest:
+                losses, furthest = 0, now
             losses += 1
             if losses > self._worker_losses_allowed:
                 raise failure

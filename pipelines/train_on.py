@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backend import SpmdContext
+from orchestrator.blobs import open_blobs
+from orchestrator.checkpoint import CheckpointStore
 from orchestrator.config import canonical_json, to_dict
 from orchestrator.step import StepContext
 from pipelines.decoded import MIB, cache_folder
@@ -37,7 +39,9 @@ def payload_of(config: Any, ctx: StepContext) -> dict[str, Any]:
 def run_training(ctx: StepContext, worker: Callable[[SpmdContext, Any], Any], config: Any) -> None:
     """Train on the workers the resources name, and leave what the first of them says."""
     name = f"{ctx.output.parent.name}-{ctx.output.name}"
-    summary = ctx.backend.spmd(worker, payload_of(config, ctx), name=name, resources=ctx.resources)
+    payload = payload_of(config, ctx)
+    store = CheckpointStore(open_blobs(payload["place"].checkpoints))
+    summary = ctx.backend.spmd(worker, payload, name=name, resources=ctx.resources, kept=store.clock)
     ctx.write_metrics(summary["metrics"], notes=summary["notes"])
 
 

@@ -1,0 +1,328 @@
+"""Kill a training at any moment, as often as you like, and run the same command again: the same bits come out."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.failpoints import FIRED, FOLDER
+from orchestrator.journal import read_points
+from tests.chaos.guarantees import Finding, record
+from tests.chaos.ray_cluster import ray_cluster
+from tests.chaos.small_training import (
+    EVERY_WINDOW,
+    Left,
+    begun,
+    call,
+    command,
+    directory,
+    environment,
+    forget_listener,
+    is_training,
+    left,
+    resumed,
+    saved_steps,
+    steps_done,
+)
+from tests.fault_proxy import Fault, FaultProxy
+from tests.seaweedfs import KEY, PRIVATE_BUCKET, SECRET, seaweedfs
+from tests.small_study import ROOT, descendants, wait_until
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
+
+KILLS = 20
+RAY_KILLS = 8
+SAME = "weights, averages, optimizer, histories of t and journal equal the undisturbed run's"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Left:
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    ended = call(store)
+    assert ended.returncode == 0, ended.stderr
+    return left(store)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_the_process_is_killed_at_random_moments(tmp_path: Path, undisturbed: Left) -> None:
+    store, waits = tmp_path / "store", random.Random(1)
+    recoveries, lost, kills = [], [], 0
+    while kills < KILLS:
+        with begun(store, *EVERY_WINDOW) as process:
+            began = time.monotonic()
+            forget_listener(store)
+            try:
+                if kills % 4:
+                    recoveries.append(resumed(store, process, began))
+                    time.sleep(waits.uniform(0, 2.5))
+                else:
+                    time.sleep(waits.uniform(0, 8))  # at its start, too
+            except AssertionError:
+                break  # it ended before
+            process.kill()
+            kills += 1
+            lost.append(max(steps_done(store) - saved_steps(store), 0))
+    ended = call(store, *EVERY_WINDOW)
+    assert ended.returncode == 0, ended.stderr
+    same = left(store) == undisturbed
+    record(Finding("SIGKILL of the process that trains, at random", kills, kills * same, recoveries, lost, SAME))
+    assert same
+    assert kills >= KILLS // 2
+
+
+POINTS = [
+    "train.after-optimizer", "train.after-step", "train.before-journal", "train.in-serialising", "journal.before-fsync",
+    "journal.after-fsync", "checkpoint.in-data", "checkpoint.after-data", "checkpoint.after-manifest",
+    "checkpoint.after-pointer", "checkpoint.in-retention", "step.before-commit", "step.in-commit", "step.after-commit",
+]  # fmt: skip
+
+
+def test_the_process_is_killed_at_every_named_point(tmp_path: Path) -> None:
+    images, held = 1_920, []
+    assert call(tmp_path / "whole", *EVERY_WINDOW, images=images).returncode == 0
+    undisturbed = left(tmp_path / "whole")
+    for number, point in enumerate(POINTS):
+        store, armed = tmp_path / str(number), tmp_path / f"points-{number}"
+        armed.mkdir()
+        passage = 1 if point.startswith("step") else 2 + number % 2
+        (armed / point).write_text(str(passage))
+        assert call(store, *EVERY_WINDOW, images=images, **{FOLDER: str(armed)}).returncode == -signal.SIGKILL, point
+        assert (armed / f"{point}{FIRED}").exists()
+        assert call(store, *EVERY_WINDOW, images=images).returncode == 0
+        held.append(left(store) == undisturbed)
+    record(Finding("SIGKILL at each of the named failpoints", len(POINTS), sum(held), notes=", ".join(POINTS)))
+    assert all(held), [point for point, same in zip(POINTS, held, strict=True) if not same]
+
+
+def test_sigterm_keeps_the_state_within_the_grace_period_and_ends_with_75(tmp_path: Path, undisturbed: Left) -> None:
+    store, seconds = tmp_path / "store", []
+    for _ in range(3):
+        with begun(store) as process:
+            resumed(store, process, time.monotonic())
+            time.sleep(2)
+            before = steps_done(store)
+            process.terminate()
+            told = time.monotonic()
+            assert process.wait(60) == 75
+            seconds.append(time.monotonic() - told)
+            assert saved_steps(store) >= before
+    assert call(store).returncode == 0
+    same = left(store) == undisturbed
+    notes = f"exit code 75; recovery: until the state was kept; {SAME}"
+    record(Finding("SIGTERM (a spot machine's notice)", 3, 3 * same, seconds, notes=notes))
+    assert same
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a bit flipped": _flip,
+    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "deleted": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_costs_only_time(tmp_path: Path, undisturbed: Left, name: str) -> None:
+    store = tmp_path / "store"
+    with begun(store, *EVERY_WINDOW) as process:
+        wait_until(lambda: saved_steps(store) >= 30, process)
+        process.kill()
+    folder = directory(store)
+    assert folder is not None
+    newest = max(folder.glob("checkpoints/step-*"))
+    DAMAGE[name](newest / "state.safetensors")
+    assert call(store, *EVERY_WINDOW).returncode == 0
+    notes = json.loads((folder / "metrics.json").read_text())["notes"]
+    named = any(f"checkpoint {newest.name} is damaged" in note and "state.safetensors" in note for note in notes)
+    same = left(store) == undisturbed
+    record(Finding(f"the newest checkpoint {name}", 1, int(same and named), notes=f"the file is named; {SAME}"))
+    assert same
+    assert named
+
+
+def test_a_full_disk_ends_training_names_the_file_and_loses_nothing(tmp_path: Path, undisturbed: Left) -> None:
+    store = tmp_path / "store"
+    with begun(store, *EVERY_WINDOW) as process:
+        wait_until(lambda: saved_steps(store) >= 10, process)
+        process.kill()
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); sys.argv = sys.argv[1:];"
+        "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = command(store, *EVERY_WINDOW)
+    ended = subprocess.run(
+        [arguments[0], "-c", script, *arguments[1:]], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert ended.returncode == 4, ended.stderr
+    said = "".join(ended.stderr.split())
+    assert "state.safetensors" in said
+    assert call(store, *EVERY_WINDOW).returncode == 0
+    same = left(store) == undisturbed
+    record(Finding("no room for a checkpoint (RLIMIT_FSIZE)", 1, int(same), notes=f"the error names the file; {SAME}"))
+    assert same
+
+
+WORKER = "ray::RayTrainWorker"
+
+
+def test_ray_workers_are_killed_at_random_moments(tmp_path: Path, undisturbed: Left) -> None:
+    store, waits = tmp_path / "store", random.Random(2)
+    recoveries, lost, killed = [], [], set()
+    with begun(store, "--ray", "--workers", "2", *EVERY_WINDOW) as process:
+        wait_until(lambda: is_training(store), process)
+        while len(killed) < RAY_KILLS and process.poll() is None:
+            time.sleep(waits.uniform(0, 4))
+            workers = [pid for pid in descendants(process.pid, named=WORKER) if pid not in killed]
+            if not workers or process.poll() is not None:
+                continue
+            before = steps_done(store)
+            forget_listener(store)
+            kill(victim := waits.choice(workers))
+            killed.add(victim)
+            began = time.monotonic()
+            lost.append(max(before - saved_steps(store), 0))
+            while not is_training(store) and process.poll() is None:
+                time.sleep(0.05)
+            if process.poll() is None:
+                recoveries.append(time.monotonic() - began)
+        assert process.wait(600) == 0
+    same = left(store) == undisturbed
+    count = len(killed)
+    record(Finding("SIGKILL of a Ray Train worker, one of 2", count, count * same, recoveries, lost, SAME))
+    assert same
+    assert count >= RAY_KILLS // 2
+
+
+def test_other_numbers_of_workers_in_the_middle_of_a_training_change_no_bit(tmp_path: Path, undisturbed: Left) -> None:
+    store = tmp_path / "store"
+    for workers, until in ((2, 20), (1, 50), (2, 70)):
+        there = ("--ray", "--workers", str(workers)) if workers > 1 else ()
+        with begun(store, *there, *EVERY_WINDOW) as process:
+            wait_until(lambda until=until: saved_steps(store) >= until, process)
+            process.kill()
+        time.sleep(1)
+    assert call(store, "--ray", "--workers", "2", *EVERY_WINDOW).returncode == 0
+    same = left(store) == undisturbed
+    record(Finding("2, 1, 2 and 2 workers, one after the other, each killed", 3, 3 * same, notes=SAME))
+    assert same
+
+
+def test_one_two_and_four_workers_leave_the_same_bits(tmp_path: Path, undisturbed: Left) -> None:
+    held = []
+    with ray_cluster(tmp_path, head_cpus=4) as cluster:
+        for workers in (1, 2, 4):
+            store = tmp_path / str(workers)
+            ended = call(store, "--address", cluster.address, "--workers", str(workers), **cluster.environment)
+            assert ended.returncode == 0, ended.stderr
+            held.append(left(store) == undisturbed)
+    record(Finding("1, 2 and 4 workers", 3, sum(held), notes=f"on Ray; {SAME}"))
+    assert all(held)
+
+
+def test_a_ray_node_is_killed_and_training_goes_on_on_another(tmp_path: Path, undisturbed: Left) -> None:
+    store, recoveries, lost, kills = tmp_path / "store", [], [], 3
+    with ray_cluster(tmp_path, head_cpus=0) as cluster:
+        nodes = [cluster.add_node(cpus=1), cluster.add_node(cpus=1)]
+        with begun(store, "--address", cluster.address, *EVERY_WINDOW, **cluster.environment) as process:
+            for number in range(kills):
+                wait_until(lambda number=number: saved_steps(store) >= 20 * number + 10, process, seconds=200)
+                (busy,) = [node for node in nodes if descendants(node, named=WORKER)]
+                before = steps_done(store)
+                forget_listener(store)
+                began = time.monotonic()
+                cluster.kill_node(busy)
+                nodes.remove(busy)
+                lost.append(max(before - saved_steps(store), 0))
+                wait_until(lambda: is_training(store), process, seconds=300)
+                recoveries.append(time.monotonic() - began)
+                nodes.append(cluster.add_node(cpus=1))
+            assert process.wait(600) == 0, Path(f"{store}.log").read_text()
+    same = left(store) == undisturbed
+    record(Finding("a Ray node killed (3 nodes)", kills, kills * same, recoveries, lost, SAME))
+    assert same
+
+
+def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no_step(
+    tmp_path: Path, undisturbed: Left
+) -> None:
+    with seaweedfs(tmp_path / "s3") as server, FaultProxy(server.url) as proxy:
+        access = {
+            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true",
+        }  # fmt: skip
+        place = ("--checkpoints", f"s3://{PRIVATE_BUCKET}/checkpoints")
+        calm = call(tmp_path / "calm", *place, *EVERY_WINDOW, **access)
+        assert calm.returncode == 0, calm.stderr
+        proxy.requests.clear()
+        store = tmp_path / "store"
+        other = ("--checkpoints", f"s3://{PRIVATE_BUCKET}/others")
+        for round in range(3):
+            proxy.faults[:] = [
+                Fault("PUT", spared=2, status=(500, 503, 403)[round], times=20),
+                Fault("PUT", spared=8, delay=2.0, times=6),
+                Fault("PUT", "/state", spared=3, after=0, how="reset", times=3),
+                Fault("HEAD", spared=3, status=503, times=3),
+                Fault("GET", "/state", after=1000, how="reset", times=2),
+                Fault("GET", "/state", after=5000, how="short", times=1),
+            ]
+            with begun(store, *other, *EVERY_WINDOW, **access) as process:
+                until = 30 * (round + 1)
+                wait_until(lambda until=until: steps_done(store) >= until, process)
+                process.kill()
+        ended = call(store, *other, *EVERY_WINDOW, **access)
+        assert ended.returncode == 0, ended.stderr
+        met = sum(fault for _, _, fault in proxy.requests)
+        same = left(store).weights == undisturbed.weights and left(store).losses == undisturbed.losses
+        speeds = [_median_speed(tmp_path / "calm"), _median_speed(store)]
+    notes = f"{met} faults met, killed 3 times; steps at {speeds[1] / speeds[0]:.2f} of the speed without; {SAME}"
+    record(Finding("S3 that answers 500, 503, 403, late, broken off or cut", met, met * same, notes=notes))
+    assert same
+    assert met > 20
+    assert speeds[1] > 0.7 * speeds[0]
+
+
+def _median_speed(store: Path) -> float:
+    journal = next(iter(store.glob("train/*/journal.jsonl")))
+    speeds = sorted(point.value for point in read_points(journal)[0] if point.key == "images_per_second")
+    return speeds[len(speeds) // 2]
+
+
+def test_a_minute_of_refusals_delays_checkpoints_and_no_step(tmp_path: Path, undisturbed: Left) -> None:
+    with seaweedfs(tmp_path / "s3") as server, FaultProxy(server.url) as proxy:
+        access = {
+            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true",
+        }  # fmt: skip
+        store, place = tmp_path / "store", ("--checkpoints", f"s3://{PRIVATE_BUCKET}/checkpoints")
+        with begun(store, *place, *EVERY_WINDOW, **access) as process:
+            wait_until(lambda: steps_done(store) >= 10, process)
+            refusing = Fault("PUT", status=403, times=10**6)
+            proxy.faults.append(refusing)
+            refused = time.monotonic()
+            wait_until(lambda: steps_done(store) >= 100, process)  # training ends all its steps meanwhile
+            trained = time.monotonic() - refused
+            time.sleep(max(0.0, 60 - trained))
+            assert process.poll() is None  # it waits to keep its last state
+            refusing.times = 0
+            assert process.wait(120) == 0
+        same = left(store).weights == undisturbed.weights
+    notes = f"all steps were taken meanwhile, in {trained:.0f} s; the last state was kept when it answered"
+    record(Finding("60 s of 403 from S3", 1, int(same), notes=notes))
+    assert same
