@@ -31,8 +31,13 @@ test: check
 	$(BIN)/pytest $(ARGS)
 
 # Kills, outages and damage, over small real runs, and a study as a job: not part of `make test`, for it takes long.
+# What was found becomes a table also when something did not hold.
+chaos: export PAPERTABLE_GUARANTEES = $(CURDIR)/build/guarantees.jsonl
 chaos: $(READY)
-	$(BIN)/pytest -m chaos tests $(ARGS)
+	mkdir -p build && rm -f $(PAPERTABLE_GUARANTEES)
+	$(BIN)/pytest -m chaos tests $(ARGS); ended=$$?; \
+	$(BIN)/python -m tests.chaos.guarantees $(PAPERTABLE_GUARANTEES) docs/results/guarantees.md docs/results/guarantees.json; \
+	exit $$ended
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
