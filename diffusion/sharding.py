@@ -16,7 +16,8 @@ from diffusion.checkpoints import Network
 
 
 def shard(network: Network) -> None:
-    """Spread the network itself over all workers, block by block."""
+    """Spread the network itself over all workers, block by block; its weights lose a channels-last layout."""
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP takes no other
     mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
     for part in network.torso:
         for block in part if isinstance(part, nn.ModuleList) else [part]:

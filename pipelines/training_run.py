@@ -167,7 +167,7 @@ class TrainingRun:
     def _train_along(self) -> None:
         """The other workers' loop."""
         for _ in self._steps():
-            if self.is_spread and self._window_ends() and self._agreed(False):
+            if self.is_spread and self._window_ends() and not self._ended() and self._agreed(False):
                 self._copies()
         if self.is_spread:
             self._copies()

@@ -35,7 +35,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--preset", "tinny"], "did you mean 'tiny'"),
         ([STUDY, "--seeds", "0"], "--seeds 0"),
         ([STUDY, "--workers", "0"], "workers=0"),
-        ([STUDY, "--workers", "3"], "train.batch_size=128"),
+        ([STUDY, "--workers", "3"], "train.reduction.shards=2"),
         ([STUDY, "--cells-at-once", "0"], "--cells-at-once 0"),
         ([STUDY, "--store", "s3://bucket/x"], "s3:// is not available yet"),
         ([STUDY, "--set", "train.imagess=1280"], "did you mean 'images'"),

@@ -1,0 +1,53 @@
+"""How does work elsewhere learn that it should end, and how often has it begun?"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from orchestrator.history import History
+from orchestrator.stopping import LISTENING_FILE, asked_to_stop, listening, stop_all
+
+
+def test_who_listens_is_asked_and_waited_for(tmp_path: Path) -> None:
+    ended = []
+
+    def work() -> None:
+        with listening(tmp_path):
+            while not asked_to_stop(tmp_path):
+                time.sleep(0.01)
+            time.sleep(0.3)  # keeps its state
+            ended.append(time.monotonic())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not (tmp_path / LISTENING_FILE).exists():
+        time.sleep(0.01)
+    stop_all([tmp_path, tmp_path / "not begun"], seconds=10)
+    thread.join()
+    assert ended[0] <= time.monotonic()
+
+
+def test_who_does_not_listen_is_not_waited_for_and_who_was_killed_no_longer_than_was_said(tmp_path: Path) -> None:
+    began = time.monotonic()
+    stop_all([tmp_path], seconds=10)
+    assert time.monotonic() - began < 1
+    (tmp_path / LISTENING_FILE).touch()  # what a killed process leaves
+    stop_all([tmp_path], seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_what_was_asked_of_the_one_before_is_forgotten(tmp_path: Path) -> None:
+    with listening(tmp_path):
+        stop_all([tmp_path], seconds=0)
+        assert asked_to_stop(tmp_path)
+    with listening(tmp_path):
+        assert not asked_to_stop(tmp_path)
+
+
+def test_a_history_counts_how_often_work_was_taken_up_again(tmp_path: Path) -> None:
+    for number in range(3):
+        history = History(tmp_path)
+        assert history.recoveries == number
+        history.add(resumed_at=10 * number, workers=1, damage=["x"] * number)
