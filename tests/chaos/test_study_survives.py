@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -14,6 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.journal import read_points
+from tests.chaos.guarantees import Finding, record
 from tests.small_study import (
     ROWS,
     MlflowServer,
@@ -61,7 +62,11 @@ def test_killed_training_workers_are_replaced_and_leave_no_trace(tmp_path: Path,
             time.sleep(10)
         assert process.wait(900) == 0
     assert len(killed) == 3
-    assert models(store) == undisturbed
+    held = models(store) == undisturbed
+    record(
+        Finding("a study whose training workers are killed", 3, 3 * held, notes="the six rows' weights are the same")
+    )
+    assert held
 
 
 def test_a_driver_killed_again_and_again_gets_there(tmp_path: Path, undisturbed: dict[str, str]) -> None:
@@ -73,8 +78,11 @@ def test_a_driver_killed_again_and_again_gets_there(tmp_path: Path, undisturbed:
             process.kill()
     ended = call(store, *OFTEN, images=IMAGES)
     assert ended.returncode == 0, ended.stderr
-    assert models(store) == undisturbed
+    held = models(store) == undisturbed
     assert_mlflow_has_each_point_once(f"sqlite:///{store}/mlflow.db", store)
+    notes = "the six rows' weights are the same; MLflow has every point of every journal once"
+    record(Finding("a study whose driver is killed again and again", 5, 5 * held, notes=notes))
+    assert held
 
 
 def test_an_interrupt_from_the_keyboard_goes_to_everybody_and_the_same_command_goes_on(
@@ -120,6 +128,27 @@ def test_a_study_outlives_its_tracker_which_then_learns_everything(tmp_path: Pat
     assert "0 cells run" in again.stdout
     assert "MLflow lacks" not in again.stdout
     assert_mlflow_has_each_point_once(server.uri, store)
+    record(Finding("MLflow's server killed while a study runs", 1, 1, notes="it then has exactly the journals' points"))
+
+
+def test_a_tracker_that_is_down_from_the_beginning_learns_everything_when_it_comes(
+    tmp_path: Path, server: MlflowServer
+) -> None:
+    store, tracker = tmp_path / "store", ("--tracking-uri", server.uri)
+    server.kill()
+    first = call(store, *tracker, images=1_280)
+    assert first.returncode == 0, first.stderr
+    server.start()
+    assert call(store, *tracker, images=1_280).returncode == 0
+    assert_mlflow_has_each_point_once(server.uri, store)
+    record(
+        Finding(
+            "MLflow's server down from before a study to after it",
+            1,
+            1,
+            notes="it then has exactly the journals' points",
+        )
+    )
 
 
 def checkpoints(store: Path) -> list[Path]:
@@ -127,15 +156,21 @@ def checkpoints(store: Path) -> list[Path]:
 
 
 def assert_mlflow_has_each_point_once(uri: str, store: Path) -> None:
-    """Every step of every journal is in MLflow, once, and nothing else is."""
+    """Every point of every journal is in MLflow, once, with its value and its time, and nothing else is."""
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("iddpm-objectives")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`papertable.role` = 'trial'")
     assert {run.info.status for run in runs} == {"FINISHED"}
-    in_mlflow = [[point.step for point in client.get_metric_history(run.info.run_id, "loss")] for run in runs]
-    journals = [
-        [json.loads(line)["step"] for line in file.read_text().splitlines()]
+    assert Counter(map(_in_mlflow, [client] * len(runs), [run.info.run_id for run in runs])) == Counter(
+        frozenset((p.key, p.step, p.value, p.time_ms) for p in read_points(file)[0])
         for file in store.glob("train/*/journal.jsonl")
-    ]
-    assert Counter(map(tuple, map(sorted, in_mlflow))) == Counter(map(tuple, journals))
+    )
+
+
+def _in_mlflow(client: MlflowClient, run_id: str) -> frozenset[tuple[str, int, float, int]]:
+    """Every point of a run's curves: key, step, value and time."""
+    keys = [key for key in client.get_run(run_id).data.metrics if client.get_metric_history(run_id, key)[0].step > 0]
+    points = [(p.key, p.step, p.value, p.timestamp) for key in keys for p in client.get_metric_history(run_id, key)]
+    assert len(points) == len(set(points))
+    return frozenset(points)
