@@ -75,7 +75,7 @@ def trained(store: Path) -> set[str]:
 
 def training(store: Path) -> set[str]:
     """Fingerprints of the train steps that have a checkpoint and no record yet."""
-    return {file.parent.parent.name for file in store.glob("train/*/checkpoints/LATEST")} - trained(store)
+    return {file.parents[2].name for file in store.glob("train/*/checkpoints/*/manifest.json")} - trained(store)
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
