@@ -39,7 +39,8 @@ from pipelines.presets import tiny
 from pipelines.readers import open_reader
 from pipelines.train import build_network, diffusion_training, to_unit_range
 from pipelines.trained import TrainStepConfig, placed
-from pipelines.training_run import Place, TrainingRun
+from pipelines.training_parts import Place
+from pipelines.training_run import TrainingRun
 
 ROUNDS = 7
 SEED = 0

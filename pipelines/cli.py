@@ -47,9 +47,9 @@ class Places:
     gpus_per_worker: float = 0.0
     """GPUs of each worker."""
     checkpoint_seconds: float = 30.0
-    """Training keeps a checkpoint about so often, after whole windows of 10 steps."""
+    """Training keeps a checkpoint about so often."""
     checkpoint_steps: int | None = None
-    """And after at most so many steps, in whole windows."""
+    """And after at most so many steps."""
     checkpoints: str | None = None
     """Where training keeps them: a shared folder, or s3://BUCKET/PREFIX; by default with the step, in the store."""
     grace_seconds: float = 25.0

@@ -20,7 +20,7 @@ from diffusion.randomness import HELD_OUT_NOISE, HELD_OUT_TIMESTEP, normal, unif
 from diffusion.reduction import rank, summed, world_size
 from diffusion.sharding import take
 from diffusion.train_state import TrainState
-from pipelines.training_run import HeldOut
+from pipelines.training_parts import HeldOut
 
 BLOCK = 64
 BEST = "held_out.best."

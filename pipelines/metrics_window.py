@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,16 +54,23 @@ class MetricsWindow:
         self._began = time.monotonic()
         self._rows: list[StepMetrics] = []
         self._data_waits: list[float] = []
+        self._held_out: dict[str, float] = {}
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether all that was measured is in the journal."""
-        return not self._rows
-
-    def add(self, measured: StepMetrics, *, data_wait: float) -> None:
-        """Keep one step's numbers, and the seconds it waited for its images."""
+    def add(self, measured: StepMetrics, *, data_wait: float, held_out: Mapping[str, float]) -> None:
+        """Keep one step's numbers, the seconds it waited for its images, and what was measured of held-out ones."""
         self._rows.append(measured)
         self._data_waits.append(data_wait)
+        self._held_out |= held_out
+
+    def unfinished(self) -> dict[str, Any]:
+        """What is not in the journal yet, as JSON has it: with it a resumed training closes the same window."""
+        return {"rows": [_row_to_json(row) for row in self._rows], "held_out": self._held_out}
+
+    def begin(self, unfinished: Mapping[str, Any]) -> None:
+        """Go on, from the state as it is now, with what unfinished() gave; speed and waits are of this run alone."""
+        self._images_seen, self._began = self._state.images_seen, time.monotonic()
+        self._rows = [_row_from_json(row) for row in unfinished["rows"]]
+        self._held_out = dict(unfinished["held_out"])
 
     def close(self) -> dict[str, float]:
         """The means, also of each quarter of t (_q0 nearest t = 0), and the speed; begins the next window.
@@ -70,20 +79,20 @@ class MetricsWindow:
         """
         now, seen = time.monotonic(), self._state.images_seen
         speed = (seen - self._images_seen) / max(now - self._began, 1e-9)
-        means = {**self._losses(), **self._norms(), "images_per_second": speed}
+        means = {**self._losses(), **self._norms(), **self._held_out, "images_per_second": speed}
         means["data_wait"] = sum(self._data_waits) / len(self._data_waits)
         means["memory_mib"] = self._machine.memory_mib()
         means["tflops"] = speed * self._machine.flops_per_image / 1e12
         if self._machine.peak is not None:
             means["flop_utilisation"] = speed * self._machine.flops_per_image / self._machine.peak
         self.last = {"loss": round(means["loss"], 4), "img/s": round(speed, 1)}
-        self._images_seen, self._began, self._rows, self._data_waits = seen, now, [], []
+        self._images_seen, self._began, self._rows, self._data_waits, self._held_out = seen, now, [], [], {}
         return means
 
     def _losses(self) -> dict[str, float]:
         names = self._rows[0].names
-        means = torch.stack([row.means for row in self._rows]).mean(dim=0).tolist()
-        *sums, weights = torch.stack([row.quartiles for row in self._rows]).sum(dim=0).tolist()
+        means = _together([row.means for row in self._rows]).mean(dim=0).tolist()
+        *sums, weights = _together([row.quartiles for row in self._rows]).sum(dim=0).tolist()
         quarters = {
             f"{name}_q{number}": of_name[number] / weights[number]
             for name, of_name in zip(names, sums, strict=True)
@@ -98,11 +107,41 @@ class MetricsWindow:
         if self._with_param_norm:  # not of a network that is spread: all its workers would have to take part
             norms["param_norm"] = _norm(self._state.model)
         if learned:
-            norms["grad_norm"] = float(torch.stack(learned).mean())
+            norms["grad_norm"] = float(_together(learned).mean())
         if last.loss_scale_log2 is not None:
             norms["loss_scale_log2"] = last.loss_scale_log2
             norms["skipped_steps"] = float(len(self._rows) - len(learned))
         return norms
+
+
+def _together(tensors: list[Tensor]) -> Tensor:
+    """Stacked where the newest is: those of before a resume are on the CPU."""
+    return torch.stack([tensor.to(tensors[-1].device) for tensor in tensors])
+
+
+def _row_to_json(row: StepMetrics) -> dict[str, Any]:
+    """Floats as they are: JSON's digits bring back the same bits."""
+    return {
+        "names": row.names,
+        "means": row.means.tolist(),
+        "quartiles": row.quartiles.tolist(),
+        "grad_norm": 0.0 if row.skipped else float(row.grad_norm),
+        "lr": row.lr,
+        "loss_scale_log2": row.loss_scale_log2,
+        "skipped": row.skipped,
+    }
+
+
+def _row_from_json(said: Mapping[str, Any]) -> StepMetrics:
+    return StepMetrics(
+        names=tuple(said["names"]),
+        means=torch.tensor(said["means"], dtype=torch.float64),
+        quartiles=torch.tensor(said["quartiles"], dtype=torch.float64),
+        grad_norm=torch.tensor(said["grad_norm"]),
+        lr=said["lr"],
+        loss_scale_log2=said["loss_scale_log2"],
+        skipped=said["skipped"],
+    )
 
 
 def _norm(model: nn.Module) -> float:

@@ -24,7 +24,7 @@ from orchestrator.step import Step, StepContext
 from pipelines.readers import Batch
 from pipelines.train_on import run_training, train_on
 from pipelines.trained import TrainStepConfig, placed
-from pipelines.training_run import HeldOut, Training
+from pipelines.training_parts import HeldOut, Training
 
 VERSION = 4
 

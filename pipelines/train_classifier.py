@@ -30,7 +30,7 @@ from pipelines.readers import Batch
 from pipelines.train import seeded, to_unit_range
 from pipelines.train_on import run_training, train_on
 from pipelines.trained import placed
-from pipelines.training_run import HeldOut, Training
+from pipelines.training_parts import HeldOut, Training
 
 VERSION = 1
 

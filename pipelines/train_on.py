@@ -14,7 +14,8 @@ from orchestrator.step import StepContext
 from pipelines.decoded import MIB, cache_folder
 from pipelines.readers import open_reader
 from pipelines.trained import CONFIG
-from pipelines.training_run import Place, Training, TrainingRun
+from pipelines.training_parts import Place, Training
+from pipelines.training_run import TrainingRun
 
 
 def payload_of(config: Any, ctx: StepContext) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from orchestrator.step import Step, StepContext
 from pipelines.train import examples_of, out_channels, seeded
 from pipelines.train_on import run_training, train_on
 from pipelines.trained import placed
-from pipelines.training_run import HeldOut, Training
+from pipelines.training_parts import HeldOut, Training
 
 VERSION = 1
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +18,11 @@ from torch import Tensor, nn
 
 from diffusion.checkpoints import HEADER, Network, header_of
 from diffusion.ema import rate_name
-from diffusion.objectives import Examples, Objective
+from diffusion.objectives import Examples
 from diffusion.reduction import told_by_first
 from diffusion.sharding import shard, whole
 from diffusion.train_config import AllReduceConfig, TrainConfig
-from diffusion.train_state import TrainState, build_train_state
+from diffusion.train_state import build_train_state
 from diffusion.training import StepMetrics, train_step
 from orchestrator.backend import SpmdContext
 from orchestrator.blobs import open_blobs
@@ -34,72 +32,18 @@ from orchestrator.config import canonical_json
 from orchestrator.failpoints import ARMED, failpoint
 from orchestrator.history import History
 from orchestrator.journal import Journal
-from orchestrator.lease import Fence, guarded, seize
+from orchestrator.lease import guarded, seize
 from orchestrator.step import JOURNAL_FILE, write_progress
 from orchestrator.stopping import Preempted, asked_to_stop, listening
 from pipelines.metrics_window import Machine, MetricsWindow
-from pipelines.readers import Batch, ImageReader
+from pipelines.readers import ImageReader
 from pipelines.trained import MODEL_FILE
+from pipelines.training_parts import Place, Training
 
 LOG_EVERY_STEPS = 10
 PROGRESS_SECONDS = 1.0
+WINDOW = "window"  # in the meta data: what the journal does not have yet
 STATE_FILE, META_FILE = "state.safetensors", "meta.json"
-
-
-class HeldOut:
-    """What a training measures of held-out images on its way, and keeps because of it. This one: nothing.
-
-    Every worker has one, in the same state.
-    """
-
-    def after(self, state: TrainState) -> dict[str, float]:
-        """Metrics for the journal, after a step; empty where nothing is due."""
-        return {}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep of it, by names that begin with held_out."""
-        return {}
-
-    def meta(self) -> dict[str, Any]:
-        """The rest of that, as JSON has it."""
-        return {}
-
-    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-
-    def chosen(self) -> Mapping[str, Tensor] | None:
-        """The weights that are the model, in place of the average; None where it does not choose."""
-        return None
-
-    def metrics(self) -> dict[str, float]:
-        """What the table should know of it, at the end."""
-        return {}
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is trained, alike on every worker."""
-
-    config: TrainConfig
-    seed: int
-    network: Network
-    """On its device."""
-    objective: Objective
-    examples: Callable[[Batch, int, Tensor], Examples]
-    """(batch as it is stored, step, index) -> what the network is trained on, on its device."""
-    held_out: HeldOut
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a training is kept. None of it changes a bit of the result."""
-
-    output: Path
-    checkpoints: str
-    """A folder, or s3://BUCKET/PREFIX."""
-    fence: Fence | None
-    checkpoint_seconds: float
-    checkpoint_steps: int | None
 
 
 class TrainingRun:
@@ -126,6 +70,7 @@ class TrainingRun:
             self.store = CheckpointStore(open_blobs(place.checkpoints), epoch=writer.epoch)
             self.journal = Journal(place.output / JOURNAL_FILE, fence=writer)
             self.history = History(place.output)
+            self.window = MetricsWindow(self.state, self.machine, with_param_norm=not self.is_spread)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that verifies, if there is one."""
@@ -134,7 +79,10 @@ class TrainingRun:
             told = told_by_first(self._tensors(), tensors, meta)
             tensors, meta = (None, None) if told is None else told
         if tensors is not None and meta is not None:
+            window = meta.pop(WINDOW)
             self._take(tensors, meta)
+            if self.is_first:
+                self.window.begin(window)
         if self.is_first:
             self.history.add(resumed_at=self.state.images_seen, workers=self.spmd.world_size, damage=self.damage)
 
@@ -161,8 +109,7 @@ class TrainingRun:
             return
         with listening(self.place.output), CheckpointWriter(self.store) as writer:
             self._train_and_keep(writer)
-            self._offer(writer)
-            writer.flush()
+            self._keep_now(writer)
 
     def _train_along(self) -> None:
         """The other workers' loop."""
@@ -182,37 +129,37 @@ class TrainingRun:
 
     def _train_and_keep(self, writer: CheckpointWriter) -> None:
         """The first worker's loop: it also journals, keeps checkpoints, and shows how far training is."""
-        place = self.place
-        window = MetricsWindow(self.state, self.machine, with_param_norm=not self.is_spread)
+        place, window = self.place, self.window
         saved, saved_step, shown = time.monotonic(), self.state.step, 0.0
-        held_out: dict[str, float] = {}
-        for measured, data_wait, of_held_out in self._steps():
-            window.add(measured, data_wait=data_wait)
-            held_out |= of_held_out
+        for measured, data_wait, held_out in self._steps():
+            window.add(measured, data_wait=data_wait, held_out=held_out)
             now = time.monotonic()
             if self._window_ends():
-                self._log({**window.close(), **held_out})
-                held_out = {}
+                self._log(window.close())
             if now - shown >= PROGRESS_SECONDS:
-                self._show(window, writer)
+                self._show(writer)
                 writer.check()
                 shown = now
-            # Between windows: a resumed run then journals the means that an undisturbed one would.
-            if not window.is_empty or self._ended():
-                continue
+            if self._ended() or (self.is_spread and not self._window_ends()):
+                continue  # workers that must agree do so between windows alone
             stop = asked_to_stop(place.output)
             steps = self.state.step - saved_step
             due = now - saved >= place.checkpoint_seconds or steps >= (place.checkpoint_steps or steps + 1)
             if self._agreed(stop or (due and writer.is_idle)):
                 if stop:
-                    writer.flush()
+                    self._stop(writer)
                 self._offer(writer)
                 saved, saved_step = now, self.state.step
-            if stop:
-                writer.flush()
-                raise Preempted(
-                    f"stopped after {self.state.images_seen} images, all kept; run the same command again to go on"
-                )
+
+    def _stop(self, writer: CheckpointWriter) -> None:
+        self._keep_now(writer)
+        raise Preempted(f"stopped after {self.state.images_seen} images, all kept; run the same command again to go on")
+
+    def _keep_now(self, writer: CheckpointWriter) -> None:
+        """Wait until the state as it is now is stored; what is being stored before it, comes first."""
+        writer.flush()
+        self._offer(writer)
+        writer.flush()
 
     def _window_ends(self) -> bool:
         return self.state.step % LOG_EVERY_STEPS == 0 or self._ended()
@@ -241,7 +188,8 @@ class TrainingRun:
     def _offer(self, writer: CheckpointWriter) -> None:
         """Hand over a copy of the whole state, which training then goes on to change."""
         tensors = self._copies()
-        meta, described = canonical_json(self._meta()).encode(), {HEADER: json.dumps(self._description())}
+        meta = canonical_json({**self._meta(), WINDOW: self.window.unfinished()}).encode()
+        described = {HEADER: json.dumps(self._description())}
 
         def files() -> dict[str, bytes]:
             failpoint("train.in-serialising")
@@ -302,8 +250,8 @@ class TrainingRun:
         failpoint("train.before-journal")
         self.journal.log(metrics, step=self.state.images_seen)
 
-    def _show(self, window: MetricsWindow, writer: CheckpointWriter) -> None:
-        facts: dict[str, object] = {**window.last}
+    def _show(self, writer: CheckpointWriter) -> None:
+        facts: dict[str, object] = {**self.window.last}
         if writer.verified is not None:
             facts["saved"] = writer.verified
         if writer.trouble is not None:

@@ -17,7 +17,7 @@ from orchestrator.journal import read_points
 from tests.small_study import ROOT, wait_until
 
 IMAGES = 6_400
-EVERY_WINDOW = ("--checkpoint-steps", "10")
+OFTEN = ("--checkpoint-steps", "7")
 SETTINGS = {
     "model.dropout": "0.1",
     "train.timesteps.kind": "loss_second_moment",

@@ -18,7 +18,7 @@ from orchestrator.journal import read_points
 from tests.chaos.guarantees import Finding, record
 from tests.chaos.ray_cluster import ray_cluster
 from tests.chaos.small_training import (
-    EVERY_WINDOW,
+    OFTEN,
     Left,
     begun,
     call,
@@ -59,7 +59,7 @@ def test_the_process_is_killed_at_random_moments(tmp_path: Path, undisturbed: Le
     store, waits = tmp_path / "store", random.Random(1)
     recoveries, lost, kills = [], [], 0
     while kills < KILLS:
-        with begun(store, *EVERY_WINDOW) as process:
+        with begun(store, *OFTEN) as process:
             began = time.monotonic()
             forget_listener(store)
             try:
@@ -73,7 +73,7 @@ def test_the_process_is_killed_at_random_moments(tmp_path: Path, undisturbed: Le
             process.kill()
             kills += 1
             lost.append(max(steps_done(store) - saved_steps(store), 0))
-    ended = call(store, *EVERY_WINDOW)
+    ended = call(store, *OFTEN)
     assert ended.returncode == 0, ended.stderr
     same = left(store) == undisturbed
     record(Finding("SIGKILL of the process that trains, at random", kills, kills * same, recoveries, lost, SAME))
@@ -89,17 +89,17 @@ POINTS = [
 
 
 def test_the_process_is_killed_at_every_named_point(tmp_path: Path) -> None:
-    images, held = 1_920, []
-    assert call(tmp_path / "whole", *EVERY_WINDOW, images=images).returncode == 0
+    images, held = 1_280, []
+    assert call(tmp_path / "whole", *OFTEN, images=images).returncode == 0
     undisturbed = left(tmp_path / "whole")
     for number, point in enumerate(POINTS):
         store, armed = tmp_path / str(number), tmp_path / f"points-{number}"
         armed.mkdir()
         passage = 1 if point.startswith("step") else 2 + number % 2
         (armed / point).write_text(str(passage))
-        assert call(store, *EVERY_WINDOW, images=images, **{FOLDER: str(armed)}).returncode == -signal.SIGKILL, point
+        assert call(store, *OFTEN, images=images, **{FOLDER: str(armed)}).returncode == -signal.SIGKILL, point
         assert (armed / f"{point}{FIRED}").exists()
-        assert call(store, *EVERY_WINDOW, images=images).returncode == 0
+        assert call(store, *OFTEN, images=images).returncode == 0
         held.append(left(store) == undisturbed)
     record(Finding("SIGKILL at each of the named failpoints", len(POINTS), sum(held), notes=", ".join(POINTS)))
     assert all(held), [point for point, same in zip(POINTS, held, strict=True) if not same]
@@ -140,14 +140,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_costs_only_time(tmp_path: Path, undisturbed: Left, name: str) -> None:
     store = tmp_path / "store"
-    with begun(store, *EVERY_WINDOW) as process:
+    with begun(store, *OFTEN) as process:
         wait_until(lambda: saved_steps(store) >= 30, process)
         process.kill()
     folder = directory(store)
     assert folder is not None
     newest = max(folder.glob("checkpoints/step-*"))
     DAMAGE[name](newest / "state.safetensors")
-    assert call(store, *EVERY_WINDOW).returncode == 0
+    assert call(store, *OFTEN).returncode == 0
     notes = json.loads((folder / "metrics.json").read_text())["notes"]
     named = any(f"checkpoint {newest.name} is damaged" in note and "state.safetensors" in note for note in notes)
     same = left(store) == undisturbed
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_named_and_costs_only_time(tmp_path: Path, undis
 
 def test_a_full_disk_ends_training_names_the_file_and_loses_nothing(tmp_path: Path, undisturbed: Left) -> None:
     store = tmp_path / "store"
-    with begun(store, *EVERY_WINDOW) as process:
+    with begun(store, *OFTEN) as process:
         wait_until(lambda: saved_steps(store) >= 10, process)
         process.kill()
     script = (
@@ -166,14 +166,14 @@ def test_a_full_disk_ends_training_names_the_file_and_loses_nothing(tmp_path: Pa
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)); sys.argv = sys.argv[1:];"
         "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    arguments = command(store, *EVERY_WINDOW)
+    arguments = command(store, *OFTEN)
     ended = subprocess.run(
         [arguments[0], "-c", script, *arguments[1:]], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert ended.returncode == 4, ended.stderr
     said = "".join(ended.stderr.split())
     assert "state.safetensors" in said
-    assert call(store, *EVERY_WINDOW).returncode == 0
+    assert call(store, *OFTEN).returncode == 0
     same = left(store) == undisturbed
     record(Finding("no room for a checkpoint (RLIMIT_FSIZE)", 1, int(same), notes=f"the error names the file; {SAME}"))
     assert same
@@ -185,7 +185,7 @@ WORKER = "ray::RayTrainWorker"
 def test_ray_workers_are_killed_at_random_moments(tmp_path: Path, undisturbed: Left) -> None:
     store, waits = tmp_path / "store", random.Random(2)
     recoveries, lost, killed = [], [], set()
-    with begun(store, "--ray", "--workers", "2", *EVERY_WINDOW) as process:
+    with begun(store, "--ray", "--workers", "2", *OFTEN) as process:
         wait_until(lambda: is_training(store), process)
         while len(killed) < RAY_KILLS and process.poll() is None:
             time.sleep(waits.uniform(0, 4))
@@ -214,11 +214,11 @@ def test_other_numbers_of_workers_in_the_middle_of_a_training_change_no_bit(tmp_
     store = tmp_path / "store"
     for workers, until in ((2, 20), (1, 50), (2, 70)):
         there = ("--ray", "--workers", str(workers)) if workers > 1 else ()
-        with begun(store, *there, *EVERY_WINDOW) as process:
+        with begun(store, *there, *OFTEN) as process:
             wait_until(lambda until=until: saved_steps(store) >= until, process)
             process.kill()
         time.sleep(1)
-    assert call(store, "--ray", "--workers", "2", *EVERY_WINDOW).returncode == 0
+    assert call(store, "--ray", "--workers", "2", *OFTEN).returncode == 0
     same = left(store) == undisturbed
     record(Finding("2, 1, 2 and 2 workers, one after the other, each killed", 3, 3 * same, notes=SAME))
     assert same
@@ -240,7 +240,7 @@ def test_a_ray_node_is_killed_and_training_goes_on_on_another(tmp_path: Path, un
     store, recoveries, lost, kills = tmp_path / "store", [], [], 3
     with ray_cluster(tmp_path, head_cpus=0) as cluster:
         nodes = [cluster.add_node(cpus=1), cluster.add_node(cpus=1)]
-        with begun(store, "--address", cluster.address, *EVERY_WINDOW, **cluster.environment) as process:
+        with begun(store, "--address", cluster.address, *OFTEN, **cluster.environment) as process:
             for number in range(kills):
                 wait_until(lambda number=number: saved_steps(store) >= 20 * number + 10, process, seconds=200)
                 (busy,) = [node for node in nodes if descendants(node, named=WORKER)]
@@ -268,7 +268,7 @@ def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no
             "AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true",
         }  # fmt: skip
         place = ("--checkpoints", f"s3://{PRIVATE_BUCKET}/checkpoints")
-        calm = call(tmp_path / "calm", *place, *EVERY_WINDOW, **access)
+        calm = call(tmp_path / "calm", *place, *OFTEN, **access)
         assert calm.returncode == 0, calm.stderr
         proxy.requests.clear()
         store = tmp_path / "store"
@@ -282,11 +282,11 @@ def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no
                 Fault("GET", "/state", after=1000, how="reset", times=2),
                 Fault("GET", "/state", after=5000, how="short", times=1),
             ]
-            with begun(store, *other, *EVERY_WINDOW, **access) as process:
+            with begun(store, *other, *OFTEN, **access) as process:
                 until = 30 * (round + 1)
                 wait_until(lambda until=until: steps_done(store) >= until, process)
                 process.kill()
-        ended = call(store, *other, *EVERY_WINDOW, **access)
+        ended = call(store, *other, *OFTEN, **access)
         assert ended.returncode == 0, ended.stderr
         met = sum(fault for _, _, fault in proxy.requests)
         same = left(store).weights == undisturbed.weights and left(store).losses == undisturbed.losses
@@ -311,7 +311,7 @@ def test_a_minute_of_refusals_delays_checkpoints_and_no_step(tmp_path: Path, und
             "AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true",
         }  # fmt: skip
         store, place = tmp_path / "store", ("--checkpoints", f"s3://{PRIVATE_BUCKET}/checkpoints")
-        with begun(store, *place, *EVERY_WINDOW, **access) as process:
+        with begun(store, *place, *OFTEN, **access) as process:
             wait_until(lambda: steps_done(store) >= 10, process)
             refusing = Fault("PUT", status=403, times=10**6)
             proxy.faults.append(refusing)

@@ -15,7 +15,8 @@ from pipelines.order import ShuffledOrder
 from pipelines.readers import Batch, ImageReader, Share, open_reader
 from pipelines.train import diffusion_training
 from pipelines.trained import TrainStepConfig
-from pipelines.training_run import Place, TrainingRun
+from pipelines.training_parts import Place
+from pipelines.training_run import TrainingRun
 from tests.small_data import gray, write_data_set
 
 COUNT, BATCH = 20, 8  # epochs end within a batch

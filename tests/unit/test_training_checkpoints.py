@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,17 @@ from safetensors.torch import load
 
 from diffusion.checkpoints import header_of
 from diffusion.gaussian import DiffusionConfig
-from diffusion.train_config import TrainConfig
+from diffusion.precision import Precision
+from diffusion.train_config import TrainConfig, TreeConfig
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
+from orchestrator.stopping import Preempted
+from pipelines import training_run
 from pipelines.readers import Batch, Share
 from pipelines.train import diffusion_training
 from pipelines.trained import TrainStepConfig
-from pipelines.training_run import Place, TrainingRun
+from pipelines.training_parts import Place
+from pipelines.training_run import TrainingRun
 
 CONFIG = TrainStepConfig(
     model=UNetConfig(
@@ -62,3 +67,32 @@ def test_a_checkpoint_of_another_layout_of_attention_is_refused_though_it_fits(t
     other = replace(CONFIG, model=replace(CONFIG.model, attention_layout="new"))
     with pytest.raises(ValueError, match="its checkpoint is of another network"):
         training(tmp_path, other).resume()
+
+
+def curve(output: Path) -> list[dict[str, float]]:
+    """Every line of the journal, but for how fast it went."""
+    lines = [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
+    speeds = ("images_per_second", "data_wait", "memory_mib", "tflops")
+    return [{key: value for key, value in line["metrics"].items() if key not in speeds} for line in lines]
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_a_training_that_is_stopped_in_the_middle_of_a_window_journals_what_one_that_was_not_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    config = replace(
+        CONFIG, train=replace(CONFIG.train, images=20 * 8, precision=precision, reduction=TreeConfig(shards=1))
+    )
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    training(tmp_path / "whole", config).train()
+    for stop in (3, 14, None):
+        run = training(tmp_path / "stopped", config)
+        run.resume()
+        monkeypatch.setattr(training_run, "asked_to_stop", lambda _, run=run, stop=stop: run.state.step == stop)
+        with nullcontext() if stop is None else pytest.raises(Preempted, match="run the same command again"):
+            run.train()
+    assert len(curve(tmp_path / "whole")) == 2
+    assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
+    whole, stopped = (max(tmp_path.glob(f"{name}/checkpoints/step-*/state.*")) for name in ("whole", "stopped"))
+    assert whole.read_bytes() == stopped.read_bytes()
