@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.errors import LeaseLost, StepBusy
+from orchestrator.errors import DamagedArtifact, LeaseLost, StepBusy
 
 EXPIRES_SECONDS = 60.0
 BEATS = 6  # while a lease lasts: so many may be missed but one
 POLL_SECONDS = 0.2
+GATE_SECONDS, GATE_POLL_SECONDS = 60.0, 0.005
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,12 @@ class Fence:
     epoch: int
 
     def check(self) -> None:
-        """Raises LeaseLost when somebody else has taken the step over."""
+        """Raises LeaseLost when somebody else has taken the step over, or its holder gave it back."""
         state = _read(self.path)
         if state.epoch != self.epoch:
             raise LeaseLost(f"{self.path.stem} was taken over by {state.holder or 'another process'}")
+        if state.holder is None:
+            raise LeaseLost(f"{self.path.stem} was given back")
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -114,7 +117,8 @@ def hold(
     finally:
         ended.set()
         beats.join()
-        _give_back(fence)
+        with suppress(OSError):  # where nothing can be written, it expires
+            _give_back(fence)
 
 
 def _acquire(path: Path, what: str, expires_s: float, timeout_s: float | None) -> Fence:
@@ -158,19 +162,30 @@ def _give_back(fence: Fence) -> None:
 
 @contextmanager
 def _gate(path: Path) -> Iterator[None]:
+    """Raises TimeoutError when another process stays in the gate: one that was stopped there, say."""
     with path.with_name(f"{path.name}.gate").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        deadline = time.monotonic() + GATE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{file.name}: another process has held it for {GATE_SECONDS:g} s") from None
+            time.sleep(GATE_POLL_SECONDS)
         yield  # closing the file opens the gate, and so does the end of the process
 
 
 def _read(path: Path) -> _State:
-    """A lease that nobody has held yet is free, at epoch 0."""
+    """A lease that nobody has held yet is free, at epoch 0. Raises DamagedArtifact for a file that is none."""
     try:
         said = json.loads(path.read_bytes())
+        holder = said["holder"]
+        return _State(said["epoch"], said["beat"], None if holder is None else Holder(**holder))
     except FileNotFoundError:
         return _State(0, 0, None)
-    holder = said["holder"]
-    return _State(said["epoch"], said["beat"], None if holder is None else Holder(**holder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedArtifact(path, f"no lease ({error}); remove it when nobody works on the step") from error
 
 
 def _write(path: Path, state: _State) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import lease as lease_module
 from orchestrator.backend import LocalBackend
-from orchestrator.errors import LeaseLost, StepBusy
+from orchestrator.errors import DamagedArtifact, LeaseLost, StepBusy
 from orchestrator.lease import Fence, Holder, _read, _State, _write, hold
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources, Step, StepContext
@@ -104,6 +105,8 @@ def test_the_former_holder_does_not_give_away_its_successors_lease(tmp_path: Pat
     lease = tmp_path / "lease"
     with hold(lease, "a step") as former:
         _write(lease, _State(former.epoch, 0, None))  # as if given back
+        with pytest.raises(LeaseLost, match="given back"):
+            former.check()
         with hold(lease, "a step") as present:
             assert present.epoch == former.epoch + 1
     with pytest.raises(LeaseLost):
@@ -166,6 +169,22 @@ def test_nobody_takes_a_lease_over_while_something_is_written_under_its_guard(tm
             threading.Thread(target=take, daemon=True).start()
             assert not taken.wait(1.5)
         assert taken.wait(10)  # unheard of for 0.2 s
+
+
+def test_who_is_stopped_in_the_gate_keeps_nobody_waiting_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "GATE_SECONDS", 0.3)
+    with hold(tmp_path / "lease", "a step") as fence:
+        copy: Fence = pickle.loads(pickle.dumps(fence))
+        with fence.guard(), pytest.raises(TimeoutError, match="another process has held it"), copy.guard():
+            pass
+
+
+def test_a_file_that_is_no_lease_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text("{}")
+    with pytest.raises(DamagedArtifact, match=r"lease: no lease .* remove it"), hold(tmp_path / "lease", "a step"):
+        pass
 
 
 @dataclass(frozen=True)
