@@ -75,12 +75,57 @@ class Display:
         return lines
 
 
-def cell_line(cell: Cell, step: Step, said: StepProgress, seconds_left: float | None) -> str:
-    """One cell at work, such as "  4K cosine hybrid · seed 0  train 12800/76800 img  loss 0.41  ETA 0:42"."""
+class StepDisplay:
+    """One line for a step that runs by itself: redrawn on a terminal, else printed every ten seconds."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        self._stream = stream
+        self._live: Live | None = None
+        self._printed = time.monotonic()
+        self._first: tuple[str, float, float] | None = None
+        """Step, time and how far it was when it was first seen at work."""
+
+    def __enter__(self) -> StepDisplay:
+        if self._stream.isatty():
+            self._live = Live(console=Console(file=self._stream), refresh_per_second=2, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, step: Step, said: StepProgress | None) -> None:
+        """Show how far the step is, if it is time to."""
+        now = time.monotonic()
+        if said is None or (self._live is None and now - self._printed < LINES_SECONDS):
+            return
+        line = f"{step.name:<9} {step_facts(said, self._seconds_left(step, said))}"
+        if self._live is not None:
+            self._live.update(Text(line))
+        else:
+            print(line, file=self._stream, flush=True)
+        self._printed = now
+
+    def _seconds_left(self, step: Step, said: StepProgress) -> float | None:
+        if self._first is None or self._first[0] != step.key:
+            self._first = (step.key, said.time, said.done) if said.total else None
+            return None
+        seconds, done = said.time - self._first[1], said.done - self._first[2]
+        return seconds / done * (said.total - said.done) if done > 0 else None
+
+
+def step_facts(said: StepProgress, seconds_left: float | None) -> str:
+    """How far a step is, such as "12800/76800 img  loss 0.41  img/s 310  saved 12160  ETA 0:00:42"."""
     facts = [f"{said.done:.0f}/{said.total:.0f} {said.unit}" if said.total else "starting"]
     facts += [f"{key} {value}" for key, value in said.facts.items()]
     facts += [] if seconds_left is None else [f"ETA {duration(seconds_left)}"]
-    return f"  {cell.trial.name:<34} {step.name:<9} {'  '.join(facts)}"
+    return "  ".join(facts)
+
+
+def cell_line(cell: Cell, step: Step, said: StepProgress, seconds_left: float | None) -> str:
+    """One cell at work, such as "  4K cosine hybrid · seed 0  train 12800/76800 img  loss 0.41  ETA 0:42"."""
+    return f"  {cell.trial.name:<34} {step.name:<9} {step_facts(said, seconds_left)}"
 
 
 def _left(left: TimeLeft | None) -> str:

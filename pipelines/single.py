@@ -12,12 +12,15 @@ import tyro
 
 from orchestrator.backend import Backend, LocalBackend
 from orchestrator.config import override, parse_settings
+from orchestrator.display import StepDisplay
 from orchestrator.errors import Interrupted
-from orchestrator.materialize import materialize
+from orchestrator.materialize import materialize, pending
+from orchestrator.progress import StepProgress
 from orchestrator.run import prepare_sources
 from orchestrator.signals import Background
 from orchestrator.step import Step, walk
 from orchestrator.stopping import stop_all
+from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.named_data import data_changes
 from pipelines.on_ray import on_ray
@@ -71,8 +74,9 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
             work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
             try:
-                while not work.wait(WAIT_SECONDS):
-                    pass  # Ray would take over a main thread's signals
+                with StepDisplay() as display:
+                    while not work.wait(WAIT_SECONDS):  # Ray would take over a main thread's signals
+                        _show(display, steps[role], store)
             except Interrupted:
                 stop_all(map(store.path, walk([steps[role]])), seconds=places.grace_seconds)
                 raise
@@ -92,6 +96,13 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
         ray: Run on a Ray that is started for this command, instead of in this process.
     """
     return main
+
+
+def _show(display: StepDisplay, step: Step, store: ArtifactStore) -> None:
+    """How far the first step is that has no record."""
+    current = next(iter(pending([step], store)), None)
+    if current is not None:
+        display.show(current, StepProgress.read(store.path(current)))
 
 
 @contextmanager

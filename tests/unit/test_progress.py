@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.display import Display
+from orchestrator import display
+from orchestrator.display import Display, StepDisplay
 from orchestrator.experiment import Trial
-from orchestrator.progress import Watcher
+from orchestrator.progress import StepProgress, Watcher
 from orchestrator.step import Step, StepContext, write_failure, write_progress
 from orchestrator.store import ArtifactStore
 from tests.unit.test_experiment import Config
@@ -133,3 +134,19 @@ def test_a_failed_cell_is_shown_at_once_and_waited_for_no_longer(store: Artifact
     assert "depth 2 · seed 0" in shown.getvalue()
     assert "FAILED: the loss is nan" in shown.getvalue()
     assert "1/2 cells done, 0 at work, 1 failed" in shown.getvalue()
+
+
+def test_a_step_by_itself_says_how_far_it_is_and_how_long_it_will_take(
+    store: ArtifactStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "LINES_SECONDS", 0.0)
+    shown, step = io.StringIO(), plan(1)[0]
+    with StepDisplay(shown) as line:
+        line.show(step, None)
+        for moment, done in ((0, 10), (20, 50)):
+            clock.now = 1_000_000.0 + moment
+            says(store, step, done, 100)
+            line.show(step, StepProgress.read(store.path(step)))
+    first, second = shown.getvalue().splitlines()
+    assert first == "train     10/100 img"
+    assert second == "train     50/100 img  ETA 0:00:25"
