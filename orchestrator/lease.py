@@ -173,7 +173,10 @@ def _gate(path: Path) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{file.name}: another process has held it for {GATE_SECONDS:g} s") from None
             time.sleep(GATE_POLL_SECONDS)
-        yield  # closing the file opens the gate, and so does the end of the process
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
 
 
 def _read(path: Path) -> _State:

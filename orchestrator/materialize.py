@@ -63,9 +63,10 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
     try:
         step.run(step.config, context)
     except PapertableError:
+        fence.check()  # what goes wrong because another writes here, too, is no failure of the step
         raise  # it says what is wrong, and knows its exit code
     except Exception as error:
-        fence.check()  # what goes wrong because another writes here, too, is no failure of the step
+        fence.check()
         reason = f"{type(error).__name__}: {error}"
         write_failure(output, reason)
         raise StepFailed(step.key, output, reason) from error
