@@ -19,7 +19,7 @@ from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.objectives import ClassifierObjective, Examples
 from diffusion.precision import allow_tf32
 from diffusion.reduction import world_size
-from diffusion.train_config import TrainConfig
+from diffusion.train_config import AllReduceConfig, TrainConfig
 from diffusion.transfer import sent
 from orchestrator.backend import SpmdContext
 from orchestrator.config import from_dict
@@ -72,6 +72,11 @@ class TrainClassifierConfig:
             raise ValueError(
                 f"held_out.every_images={self.held_out.every_images}: must be a multiple of train.batch_size="
                 f"{self.train.batch_size}"
+            )
+        if isinstance(self.train.reduction, AllReduceConfig) and self.train.reduction.sharded:
+            raise ValueError(
+                "train.reduction.sharded=true: workers measure different held-out images, for which each needs the whole "
+                "classifier; set it to false"
             )
 
 

@@ -75,6 +75,11 @@ def test_the_papers_classifiers_are_set_up_as_published(name: str) -> None:
     assert run.data.image_size == -(-run.model.encoder.image_size * 5 // 4)  # cropped to 0.8 to 1 of a side
 
 
+def test_a_classifier_that_is_spread_over_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="each needs the whole classifier"):
+        classifier(reduction=AllReduceConfig(sharded=True))
+
+
 def test_the_papers_upsamplers_are_set_up() -> None:
     for name in ("adm-64-256", "adm-128-512"):
         assert superres_runs.PRESETS[name]().train.batch_size == 256
