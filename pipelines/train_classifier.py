@@ -75,8 +75,8 @@ class TrainClassifierConfig:
             )
         if isinstance(self.train.reduction, AllReduceConfig) and self.train.reduction.sharded:
             raise ValueError(
-                "train.reduction.sharded=true: workers measure different held-out images, for which each needs the whole "
-                "classifier; set it to false"
+                "train.reduction.sharded=true: workers measure different held-out images, for which each needs the "
+                "whole classifier; set it to false"
             )
 
 
