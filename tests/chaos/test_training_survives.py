@@ -262,6 +262,7 @@ def test_a_ray_node_is_killed_and_training_goes_on_on_another(tmp_path: Path, un
 def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no_step(
     tmp_path: Path, undisturbed: Left
 ) -> None:
+    (tmp_path / "s3").mkdir()
     with seaweedfs(tmp_path / "s3") as server, FaultProxy(server.url) as proxy:
         access = {
             "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
@@ -305,6 +306,7 @@ def _median_speed(store: Path) -> float:
 
 
 def test_a_minute_of_refusals_delays_checkpoints_and_no_step(tmp_path: Path, undisturbed: Left) -> None:
+    (tmp_path / "s3").mkdir()
     with seaweedfs(tmp_path / "s3") as server, FaultProxy(server.url) as proxy:
         access = {
             "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
