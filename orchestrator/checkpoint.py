@@ -29,6 +29,7 @@ POINTER = "LATEST"
 FOLDER = re.compile(r"step-(\d{12})-(\d{6})")
 READ_SECONDS = 120.0
 """For so long a place that does not answer is asked again when a state is read."""
+PROBE_SECONDS = 30.0
 LONGEST_WAIT = 10.0
 
 T = TypeVar("T")
@@ -203,26 +204,27 @@ def _manifest(content: bytes) -> tuple[int, dict[str, tuple[int, str]]]:
 
 
 def check_writable(blobs: Blobs) -> None:
-    """Raises PreflightError when nothing can be kept there, read again and removed."""
+    """Raises PreflightError when nothing can be kept there, read again and removed, for half a minute."""
     name, content = f"probe-{uuid.uuid4().hex}", b"papertable"
     try:
-        version = blobs.swap(name, content, expected=None)
-        found = blobs.version(name)
-        blobs.delete(name)
+        version = _patiently(lambda: blobs.swap(name, content, expected=None), seconds=PROBE_SECONDS)
+        found = _patiently(lambda: blobs.version(name), seconds=PROBE_SECONDS)
+        _patiently(lambda: blobs.delete(name), seconds=PROBE_SECONDS)
     except (OSError, Conflict) as error:
         raise PreflightError(f"checkpoints cannot be kept in {blobs.location} ({error})") from error
     if found != (version, content):
         raise PreflightError(f"checkpoints cannot be kept in {blobs.location}: what was written was not read again")
 
 
-def _patiently(ask: Callable[[], T]) -> T:
-    """Ask a place that may not answer at once; raises TransientError when it does not for READ_SECONDS."""
+def _patiently(ask: Callable[[], T], *, seconds: float | None = None) -> T:
+    """Ask a place that may not answer at once; raises TransientError when it does not for READ_SECONDS, or so long."""
+    patience = READ_SECONDS if seconds is None else seconds
     began, wait = time.monotonic(), 0.2
     while True:
         try:
             return ask()
         except TransientError:
-            if time.monotonic() - began + wait > READ_SECONDS:
+            if time.monotonic() - began + wait > patience:
                 raise
         time.sleep(wait * random.uniform(0.5, 1.0))  # workers of many trainings should not ask all at once
         wait = min(2 * wait, LONGEST_WAIT)

@@ -28,7 +28,7 @@ def tiny() -> RunConfig:
         # The papers average over 10,000 steps of hundreds of thousands; a run of a few hundred needs a shorter memory.
         train=TrainConfig(
             batch_size=128, lr=2e-3, ema=EmaConfig(rates=(0.98,)), images=28_160,
-            reduction=TreeConfig(shards=2),  # for one worker or two: four small parts take 1.3 times as long
+            reduction=TreeConfig(shards=2),  # for one worker or two: four small parts take 1.4 times as long
         ),
         nll=NllConfig(terms=DrawnTerms(draws=10)),
         sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="100")),

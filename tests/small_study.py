@@ -74,8 +74,10 @@ def trained(store: Path) -> set[str]:
 
 
 def training(store: Path) -> set[str]:
-    """Fingerprints of the train steps that have a checkpoint and no record yet."""
-    return {file.parents[2].name for file in store.glob("train/*/checkpoints/*/manifest.json")} - trained(store)
+    """Fingerprints of the train steps that have a checkpoint and a line in their journal, and no record yet."""
+    begun = {file.parents[2].name for file in store.glob("train/*/checkpoints/*/manifest.json")} - trained(store)
+    journals = {name: store / "train" / name / "journal.jsonl" for name in begun}
+    return {name for name, journal in journals.items() if journal.exists() and journal.stat().st_size}
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], *, seconds: float = 300) -> None:

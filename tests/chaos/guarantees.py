@@ -41,7 +41,7 @@ def record(finding: Finding) -> None:
 
 def table(findings: Sequence[Finding]) -> str:
     """As markdown."""
-    lines = ["| fault | trials | held | recovery, s | steps taken again | |", "|---|---:|---:|---|---|---|"]
+    lines = ["| fault | trials | held | recovery, s | journaled steps taken again | |", "|---|---:|---:|---|---|---|"]
     for found in findings:
         lines.append(
             f"| {found.fault} | {found.trials} | {found.held} of {found.trials} | {_spread(found.recovery_s, '.1f')} | "

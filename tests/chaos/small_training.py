@@ -104,10 +104,10 @@ class Left:
 def left(store: Path) -> Left:
     """Of the one training in a store."""
     (output,) = [folder for folder in store.glob("train/*/") if (folder / "record.json").exists()]
-    newest = max(output.glob("checkpoints/step-*"))
     state = hashlib.sha256()
-    for name in ("state.safetensors", "meta.json"):
-        state.update((newest / name).read_bytes())
+    for newest in sorted(output.glob("checkpoints/step-*"))[-1:]:  # none where they are kept in a bucket
+        for name in ("state.safetensors", "meta.json"):
+            state.update((newest / name).read_bytes())
     weights = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in output.glob("*.safetensors")}
     points = read_points(output / "journal.jsonl")[0]
     return Left(weights, state.hexdigest(), tuple((p.step, p.value) for p in points if p.key == "loss"))

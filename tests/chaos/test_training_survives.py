@@ -287,6 +287,7 @@ def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no
                 until = 30 * (round + 1)
                 wait_until(lambda until=until: steps_done(store) >= until, process)
                 process.kill()
+        proxy.faults[:] = [Fault("PUT", spared=9, status=503, times=8)]
         ended = call(store, *other, *OFTEN, **access)
         assert ended.returncode == 0, ended.stderr
         met = sum(fault for _, _, fault in proxy.requests)
