@@ -37,23 +37,26 @@ class Background(Generic[T]):
         self._value: T
         self._error: BaseException | None = None
 
+        self._ended = threading.Event()
+
         def run() -> None:
             try:
                 self._value = call()
             except BaseException as error:  # handed to the thread that asked, by value()
                 self._error = error
+            finally:
+                self._ended.set()
 
-        self._thread = threading.Thread(target=run, name="background", daemon=True)
-        self._thread.start()
+        threading.Thread(target=run, name="background", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
         """Whether the call has ended, after waiting for at most so long."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        # Not by Thread.join: one that a signal handler's exception leaves takes the thread for ended (bpo-45274).
+        return self._ended.wait(seconds)
 
     def value(self) -> T:
         """What the call returned, once it has; raises what it raised."""
-        self._thread.join()
+        self._ended.wait()
         if self._error is not None:
             raise self._error
         return self._value
