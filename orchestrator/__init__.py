@@ -1,4 +1,4 @@
-"""The machinery from an experiment to a table: experiments, store, scheduling, tracking. Knows no model and no metric."""
+"""The way from an experiment to a table: experiments, store, scheduling, tracking. It knows no model and no metric."""
 
 import os
 

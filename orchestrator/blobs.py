@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from orchestrator.failpoints import failpoint
+from orchestrator.files import gate, write_durably
 
 
 class Conflict(Exception):
@@ -73,21 +69,7 @@ class LocalBlobs:
 
     def write(self, name: str, content: bytes) -> None:
         """See Blobs."""
-        file = self._folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
-        with _naming(file):
-            try:
-                with partial.open("wb", buffering=0) as stream:
-                    half = len(content) // 2
-                    _write_all(stream.fileno(), content[:half])
-                    failpoint("checkpoint.in-data")
-                    _write_all(stream.fileno(), content[half:])
-                    os.fsync(stream.fileno())
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
-            _sync(file.parent)
+        write_durably(self._folder / name, content, halfway=lambda: failpoint("checkpoint.in-data"))
 
     def read(self, name: str) -> bytes:
         """See Blobs."""
@@ -115,36 +97,9 @@ class LocalBlobs:
 
     def swap(self, name: str, content: bytes, *, expected: str | None) -> str:
         """See Blobs. A version is the content's hash: the same content again is the same version."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f".{name}.gate").open("a") as gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
+        with gate(self._folder / name):
             found = self.version(name)
             if (None if found is None else found[0]) != expected:
                 raise Conflict(f"{self._folder / name} was changed by somebody else")
             self.write(name, content)
         return hashlib.sha256(content).hexdigest()
-
-
-@contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """An error of a file that says which: that of a full disk does not by itself."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(file)) from error
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

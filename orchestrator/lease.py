@@ -8,14 +8,12 @@ for that moment alone.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -23,11 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.errors import DamagedArtifact, LeaseLost, StepBusy
+from orchestrator.files import gate, write_durably
 
 EXPIRES_SECONDS = 60.0
 BEATS = 6  # while a lease lasts: so many may be missed but one
 POLL_SECONDS = 0.2
-GATE_SECONDS, GATE_POLL_SECONDS = 60.0, 0.005
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,14 @@ class Fence:
     @contextmanager
     def guard(self) -> Iterator[None]:
         """The same, and within the block nobody can take it over: for short writes. Raises LeaseLost."""
-        with _gate(self.path):
+        with gate(self.path):
             self.check()
             yield
 
 
 def seize(path: Path) -> Fence:
     """Take a lease without asking its holder, who can write nothing from then on: for who knows that it should end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _gate(path):
+    with gate(path):
         taken = _State(_read(path).epoch + 1, 0, Holder.this_process())
         _write(path, taken)
     return Fence(path, taken.epoch)
@@ -107,7 +104,6 @@ def hold(
     It is free when it was given back, when its holder was a process of this machine that is gone, and when nothing was
     heard of the holder for expires_s, by the clock of whoever waits. Raises StepBusy after timeout_s; None waits on.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     fence = _acquire(path, what, expires_s, timeout_s)
     ended = threading.Event()
     beats = threading.Thread(target=_beat, args=(fence, expires_s / BEATS, ended), name="lease", daemon=True)
@@ -125,7 +121,7 @@ def _acquire(path: Path, what: str, expires_s: float, timeout_s: float | None) -
     began, told = time.monotonic(), False
     seen, seen_at = None, began
     while True:
-        with _gate(path):
+        with gate(path):
             state = _read(path)
             if state != seen:
                 seen, seen_at = state, time.monotonic()
@@ -146,7 +142,7 @@ def _beat(fence: Fence, seconds: float, ended: threading.Event) -> None:
     """Let others hear of the holder until the block ends, or the lease is lost: that the holder learns as it writes."""
     while not ended.wait(seconds):
         # A file system that does not answer now is asked again: what others hear of us is its last good beat.
-        with suppress(OSError), _gate(fence.path):
+        with suppress(OSError), gate(fence.path):
             state = _read(fence.path)
             if state.epoch != fence.epoch:
                 return
@@ -154,29 +150,10 @@ def _beat(fence: Fence, seconds: float, ended: threading.Event) -> None:
 
 
 def _give_back(fence: Fence) -> None:
-    with _gate(fence.path):
+    with gate(fence.path):
         state = _read(fence.path)
         if state.epoch == fence.epoch:
             _write(fence.path, _State(state.epoch, state.beat, None))
-
-
-@contextmanager
-def _gate(path: Path) -> Iterator[None]:
-    """Raises TimeoutError when another process stays in the gate: one that was stopped there, say."""
-    with path.with_name(f"{path.name}.gate").open("a") as file:
-        deadline = time.monotonic() + GATE_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{file.name}: another process has held it for {GATE_SECONDS:g} s") from None
-            time.sleep(GATE_POLL_SECONDS)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
 
 
 def _read(path: Path) -> _State:
@@ -192,16 +169,8 @@ def _read(path: Path) -> _State:
 
 
 def _write(path: Path, state: _State) -> None:
-    """Whole or not at all, also for readers outside the gate."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with partial.open("w") as file:
-            file.write(json.dumps(asdict(state)))
-            file.flush()
-            os.fsync(file.fileno())  # an epoch that came back after a power cut would let two write
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Durably: an epoch that came back after a power cut would let two write."""
+    write_durably(path, json.dumps(asdict(state)).encode())
 
 
 def _machine() -> str:

@@ -12,12 +12,13 @@ from orchestrator.display import Display
 from orchestrator.errors import DamagedArtifact, PreflightError, StepFailed
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.feed import TrackerFeed
+from orchestrator.files import write_whole
 from orchestrator.journal import read_points
 from orchestrator.materialize import materialize, pending
 from orchestrator.plots import curves, scatter
 from orchestrator.progress import Watcher
 from orchestrator.signals import Background
-from orchestrator.step import JOURNAL_FILE, Resources, Step, walk, write_whole
+from orchestrator.step import JOURNAL_FILE, Resources, Step, walk
 from orchestrator.stopping import stop_all
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult

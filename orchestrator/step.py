@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import fingerprint, to_dict
+from orchestrator.files import write_whole
 from orchestrator.lease import Fence, guarded
 
 if TYPE_CHECKING:
@@ -167,13 +167,3 @@ def walk(steps: Iterable[Step]) -> list[Step]:
     for step in steps:
         visit(step)
     return list(ordered.values())
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is read meanwhile: a reader finds the old text or the new one."""
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")  # others may write it too, on other machines
-    try:
-        partial.write_text(text)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -24,7 +24,8 @@ from PIL import Image
 
 from orchestrator.backend import Backend
 from orchestrator.errors import PreflightError
-from orchestrator.step import Resources, StepContext, write_whole
+from orchestrator.files import write_whole
+from orchestrator.step import Resources, StepContext
 from pipelines.blocks import Block, map_blocks
 from pipelines.own_split import below_split, own_sides, own_split
 from pipelines.preprocess import ImageRefused, decode, resize_center_crop

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DamagedArtifact
-from orchestrator.step import write_whole
+from orchestrator.files import write_whole
 from pipelines.object_storage import Location, open_location
 
 LOCATION_FILE = "location.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.config import canonical_json, from_dict, to_dict
 from orchestrator.errors import PreflightError
-from orchestrator.step import write_whole
+from orchestrator.files import write_whole
 from orchestrator.store import ArtifactStore
 from pipelines.cli import choose
 from pipelines.data import DataConfig, dataset_step

@@ -24,8 +24,9 @@ from typing import Any, TypeVar
 
 from orchestrator.config import from_dict, to_dict
 from orchestrator.errors import DamagedArtifact, PreflightError
+from orchestrator.files import write_whole
 from orchestrator.signals import Background
-from orchestrator.step import METRICS_FILE, Step, StepContext, write_whole
+from orchestrator.step import METRICS_FILE, Step, StepContext
 from orchestrator.store import ArtifactStore
 from pipelines.data import DataConfig, dataset_step
 from pipelines.import_images import BLOCKS_FOLDER, SKIPPED_FILE

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease as lease_module
+from orchestrator import files
 from orchestrator.backend import LocalBackend
 from orchestrator.errors import DamagedArtifact, LeaseLost, StepBusy
 from orchestrator.lease import Fence, Holder, _read, _State, _write, hold
@@ -174,7 +174,7 @@ def test_nobody_takes_a_lease_over_while_something_is_written_under_its_guard(tm
 def test_who_is_stopped_in_the_gate_keeps_nobody_waiting_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "GATE_SECONDS", 0.3)
+    monkeypatch.setattr(files, "GATE_SECONDS", 0.3)
     with hold(tmp_path / "lease", "a step") as fence:
         copy: Fence = pickle.loads(pickle.dumps(fence))
         with fence.guard(), pytest.raises(TimeoutError, match="another process has held it"), copy.guard():

@@ -1,0 +1,101 @@
+"""How is a file written that others read meanwhile, and changed when others may change it, too? Whole, and in turn."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+GATE_SECONDS, GATE_POLL_SECONDS = 60.0, 0.005
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is read meanwhile: a reader finds the old text or the new one. A power cut may lose it."""
+    partial = _beside(file)
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_durably(file: Path, content: bytes, *, halfway: Callable[[], None] = lambda: None) -> None:
+    """The same, and when this returns a power cut loses nothing. Makes the folder. An OSError names the file.
+
+    halfway() is called when half of the content is on its way: there tests kill.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial, half = _beside(file), len(content) // 2
+    with _naming(file):
+        try:
+            with partial.open("wb", buffering=0) as stream:
+                _write_all(stream.fileno(), content[:half])
+                halfway()
+                _write_all(stream.fileno(), content[half:])
+                os.fsync(stream.fileno())
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync(file.parent)
+
+
+@contextmanager
+def gate(file: Path) -> Iterator[None]:
+    """Within the block nobody else is within a block of the same file: held by a lock on another one beside it.
+
+    Raises TimeoutError when another process stays there for a minute: one that was stopped in it, say.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.gate").open("a") as lock:
+        deadline = time.monotonic() + GATE_SECONDS
+        while not _locked(lock.fileno()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{lock.name}: another process has held it for {GATE_SECONDS:g} s; end it, if it hangs"
+                )
+            time.sleep(GATE_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")  # others may write it, too, on other machines
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """That of a full disk does not by itself say which file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
