@@ -2,10 +2,11 @@
 
     step-CLOCK-EPOCH/FILE ...       the state
     step-CLOCK-EPOCH/manifest.json  the size and SHA-256 of each file
-    LATEST                          {clock, epoch, folder}: changed only by whoever saw it last
+    LATEST                          {clock, epoch, folder, writer}: changed only by whoever changed it last
 
-A folder carries the epoch of the lease under which it was written, so a former holder overwrites nothing of its
-successor's; and LATEST, once claimed by a later epoch, can not be moved by an earlier one.
+Who comes to write claims LATEST, by the epoch after all that are there; whoever was there before can then not move it.
+A folder carries the epoch of its writer, so a former one overwrites nothing of its successor's. All this lies where the
+states lie: training goes on from them also where everything else was lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from orchestrator.blobs import Blobs, Conflict, TransientError
@@ -48,63 +50,79 @@ class _Pointer:
     clock: int
     epoch: int
     folder: str | None
+    writer: str
+    """Of two who claim the same epoch at once, either finds what it wrote itself, or what it did not."""
 
     def encoded(self) -> bytes:
-        return json.dumps({"clock": self.clock, "epoch": self.epoch, "folder": self.folder}).encode()
+        return json.dumps(asdict(self)).encode()
 
     @staticmethod
     def decoded(content: bytes) -> _Pointer:
-        """Raises ValueError for what is none."""
+        """What is none is as good as nothing: what counts is what verifies."""
         try:
             said = json.loads(content)
-            return _Pointer(int(said["clock"]), int(said["epoch"]), said["folder"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{POINTER} is not what was written") from error
+            return _Pointer(int(said["clock"]), int(said["epoch"]), said["folder"], str(said["writer"]))
+        except (TypeError, KeyError, ValueError):
+            return _Pointer(0, 0, None, "")
 
 
 class CheckpointStore:
-    """The newest `keep` checkpoints of one training, whose lease has this epoch."""
+    """The newest `keep` checkpoints of one training."""
 
-    def __init__(self, blobs: Blobs, *, epoch: int = 0, keep: int = 2) -> None:
+    def __init__(self, blobs: Blobs, *, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least 1 checkpoint must stay")
-        self._blobs, self._epoch, self._keep = blobs, epoch, keep
+        self._blobs, self._keep = blobs, keep
+        self._writer = uuid.uuid4().hex
         self._version: str | None = None
-        self._claimed = False
+        """Of LATEST, as this one left it."""
+        self._epoch = 0
         self._good: list[str] = []
         """Folders of states that verified or were written by us, oldest first."""
 
+    def claim(self) -> None:
+        """Be the one who writes here: whoever was before can keep nothing more. TransientError after two minutes."""
+        while self._version is None:
+            found = _patiently(lambda: self._blobs.version(POINTER))
+            version, content = (None, b"") if found is None else found
+            pointer = _Pointer.decoded(content)
+            epoch = 1 + max([pointer.epoch, *(epoch for _, epoch in self._folders())])
+            mine = _Pointer(pointer.clock, epoch, pointer.folder, self._writer).encoded()
+            with suppress(Conflict):  # another one came between: it is followed in turn
+                self._version = _patiently(lambda: self._blobs.swap(POINTER, mine, expected=version))  # noqa: B023
+                self._epoch = epoch
+
     def resume(self, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
-        """The newest state that verifies, and from now on this epoch's alone to follow. None where there is none.
+        """The newest state that verifies, and from now on this process's alone to follow. None where there is none.
 
         Each newer one that does not verify is reported by the file at fault. A place that does not answer is no damage:
-        it is asked again, and TransientError raised after two minutes. Raises LeaseLost when a later epoch was here.
+        it is asked again, and TransientError raised after two minutes.
         """
-        self._claim()
-        found = self._newest(on_damage)
-        self._good = [] if found is None else [found[0]]
-        return None if found is None else found[1]
-
-    def latest(self, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
-        """The same for readers, who claim nothing."""
-        found = self._newest(on_damage)
-        return None if found is None else found[1]
+        self.claim()
+        for folder, _ in sorted(self._folders(), reverse=True):
+            try:
+                found = self._read(folder)
+            except (FileNotFoundError, ValueError) as error:
+                on_damage(f"checkpoint {folder} is damaged ({_said(error)}); going back to the one before it")
+                continue
+            self._good = [folder]
+            return found
+        return None
 
     def clock(self) -> int:
         """Of the newest state that LATEST names; 0 where there is none, or where nothing answers at once."""
         try:
             found = self._blobs.version(POINTER)
-            return 0 if found is None else _Pointer.decoded(found[1]).clock
-        except (OSError, ValueError):
+        except OSError:
             return 0
+        return 0 if found is None else _Pointer.decoded(found[1]).clock
 
     def save(self, files: Mapping[str, bytes], *, clock: int) -> None:
         """Keep a state. When this returns it is stored, with its hashes, and LATEST names it.
 
-        Raises LeaseLost when a later epoch claimed the place: what LATEST names, and all it needs, is then untouched.
+        Raises LeaseLost when another one claimed the place: what LATEST names, and all it needs, is then untouched.
         """
-        if not self._claimed:
-            self._claim()
+        self.claim()
         folder = f"step-{clock:012d}-{self._epoch:06d}"
         try:
             self._store(folder, files, clock)
@@ -121,35 +139,8 @@ class CheckpointStore:
         manifest = {name: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in files.items()}
         self._blobs.write(f"{folder}/{MANIFEST}", json.dumps({"clock": clock, "files": manifest}).encode())
         failpoint("checkpoint.after-manifest")
-        self._point(_Pointer(clock, self._epoch, folder))
+        self._point(_Pointer(clock, self._epoch, folder, self._writer))
         failpoint("checkpoint.after-pointer")
-
-    def _claim(self) -> None:
-        """Make LATEST this epoch's. What it says besides is for people: what counts is what verifies."""
-        while True:
-            found = _patiently(lambda: self._blobs.version(POINTER))
-            if found is None:
-                self._version, pointer = None, _Pointer(0, self._epoch, None)
-            else:
-                self._version = found[0]
-                pointer = self._now(found[1])
-            try:
-                _patiently(lambda: self._point(_Pointer(pointer.clock, self._epoch, pointer.folder)))  # noqa: B023
-                self._claimed = True
-                return
-            except LeaseLost:
-                now = _patiently(lambda: self._blobs.version(POINTER))
-                if now is not None and _Pointer.decoded(now[1]).epoch > self._epoch:
-                    raise
-
-    def _now(self, content: bytes) -> _Pointer:
-        try:
-            pointer = _Pointer.decoded(content)
-        except ValueError:
-            return _Pointer(0, self._epoch, None)  # damaged: nothing hangs on it
-        if pointer.epoch > self._epoch:
-            raise LeaseLost(f"{self._blobs.location}: taken over by the holder of lease {pointer.epoch}")
-        return pointer
 
     def _point(self, pointer: _Pointer) -> None:
         try:
@@ -157,15 +148,10 @@ class CheckpointStore:
         except Conflict as conflict:
             raise LeaseLost(f"{self._blobs.location}: another process writes its checkpoints here") from conflict
 
-    def _newest(self, on_damage: Callable[[str], None]) -> tuple[str, Checkpoint] | None:
-        names = _patiently(self._blobs.names)
-        folders = sorted({name.split("/")[0] for name in names if FOLDER.fullmatch(name.split("/")[0])}, reverse=True)
-        for folder in folders:
-            try:
-                return folder, self._read(folder)
-            except (FileNotFoundError, ValueError) as error:
-                on_damage(f"checkpoint {folder} is damaged ({_said(error)}); going back to the one before it")
-        return None
+    def _folders(self) -> set[tuple[str, int]]:
+        """All folders of states, whole or not, and their epochs."""
+        names = {name.split("/")[0] for name in _patiently(self._blobs.names)}
+        return {(match[0], int(match[2])) for match in map(FOLDER.fullmatch, names) if match is not None}
 
     def _read(self, folder: str) -> Checkpoint:
         """Raises FileNotFoundError or ValueError for what is not what was written."""

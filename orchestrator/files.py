@@ -50,7 +50,7 @@ def gate(file: Path) -> Iterator[None]:
     Raises TimeoutError when another process stays there for a minute: one that was stopped in it, say.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.gate").open("a") as lock:
+    with file.with_name(f".{file.name}.gate").open("a") as lock:
         deadline = time.monotonic() + GATE_SECONDS
         while not _locked(lock.fileno()):
             if time.monotonic() > deadline:

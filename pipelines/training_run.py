@@ -66,9 +66,9 @@ class TrainingRun:
         if self.is_first:
             with guarded(place.fence):
                 # A worker that Ray has given up, and that lives on, can write nothing from here on.
-                writer = seize(place.output / "checkpoints" / "writer.lease")
-            self.store = CheckpointStore(open_blobs(place.checkpoints), epoch=writer.epoch)
-            self.journal = Journal(place.output / JOURNAL_FILE, fence=writer)
+                self.fence = seize(place.output / "checkpoints" / "writer.lease")
+            self.store = CheckpointStore(open_blobs(place.checkpoints))
+            self.journal = Journal(place.output / JOURNAL_FILE, fence=self.fence)
             self.history = History(place.output)
             self.window = MetricsWindow(self.state, self.machine, with_param_norm=not self.is_spread)
 
@@ -88,6 +88,8 @@ class TrainingRun:
 
     def _kept(self) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
         """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
+        with self.fence.guard():
+            self.store.claim()  # not from a worker that came after this one
         checkpoint = self.store.resume(on_damage=self.damage.append)
         if checkpoint is None:
             return None, None

@@ -49,7 +49,7 @@ def test_whatever_goes_wrong_on_the_way_every_state_arrives(
 ) -> None:
     through = open_blobs(f"s3://{bucket.name}/checkpoints")
     fault = Fault(**vars(FAULTS[name]))
-    with CheckpointWriter(CheckpointStore(through, epoch=1)) as writer:
+    with CheckpointWriter(CheckpointStore(through)) as writer:
         writer.offer(lambda: FIRST, clock=10)
         writer.flush()
         proxy.faults.append(fault)
@@ -82,7 +82,7 @@ def test_an_answer_that_does_not_come_is_no_damage(bucket: Bucket, blobs: Blobs,
 def test_a_claim_whose_answer_is_lost_is_still_a_claim(bucket: Bucket, blobs: Blobs, proxy: FaultProxy) -> None:
     former = saved(blobs)
     proxy.faults.append(Fault("PUT", "LATEST", after=0))
-    successor = CheckpointStore(open_blobs(f"s3://{bucket.name}/checkpoints"), epoch=2)
+    successor = CheckpointStore(open_blobs(f"s3://{bucket.name}/checkpoints"))
     assert successor.resume(on_damage=pytest.fail) == Checkpoint(20, SECOND)
     with pytest.raises(LeaseLost):
         former.save(THIRD, clock=30)
@@ -96,7 +96,7 @@ def test_a_server_that_answers_never_is_given_up_with_its_name_and_without_a_sec
     monkeypatch.setattr(checkpoint, "READ_SECONDS", 1.0)
     through = open_blobs(f"s3://{bucket.name}/checkpoints")
     proxy.faults.append(Fault("PUT", times=1000, delay=30))
-    with CheckpointWriter(CheckpointStore(through, epoch=1), give_up_seconds=1) as writer:
+    with CheckpointWriter(CheckpointStore(through), give_up_seconds=1) as writer:
         writer.offer(lambda: FIRST, clock=10)
         with pytest.raises(TransientError, match=r"s3://.*ReadTimeoutError") as raised:
             writer.flush()
@@ -107,7 +107,7 @@ def test_a_state_of_many_parts_arrives_whole(blobs: Blobs, monkeypatch: pytest.M
     monkeypatch.setattr(s3_blobs, "PART", 5 * 2**20)
     in_parts = open_blobs(f"s3://{bucket.name}/checkpoints")
     content = bytes(range(256)) * (12 * 2**12)
-    CheckpointStore(in_parts, epoch=1).save({"state": content}, clock=10)
+    CheckpointStore(in_parts).save({"state": content}, clock=10)
     assert found(blobs)[0] == Checkpoint(10, {"state": content})
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,23 @@ from safetensors.torch import load_file
 
 from diffusion.ema import EmaConfig
 from orchestrator.backend import LocalBackend
+from orchestrator.history import HISTORY_FILE
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
+from pipelines.configs import RunConfig
 from pipelines.plan import plan
 from pipelines.presets import tiny
 
 
+def config(**changes: Any) -> RunConfig:
+    base = tiny()
+    return replace(base, train=replace(base.train, images=1280, ema=EmaConfig(rates=(0.9, 0.5)), **changes))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store, base = ArtifactStore(str(tmp_path_factory.mktemp("store"))), tiny()
-    config = replace(base, train=replace(base.train, images=1280, ema=EmaConfig(rates=(0.9, 0.5))))
-    step = plan(config)["train"]
+    step, store = plan(config())["train"], ArtifactStore(str(tmp_path_factory.mktemp("store")))
     materialize([step], store, backend=LocalBackend(), resources=Resources())
     return store.path(step)
 
@@ -40,15 +46,25 @@ def test_every_average_is_kept_and_the_first_is_the_model(trained: Path) -> None
 def test_the_fused_norm_trains_the_same_model_but_for_rounding(trained: Path, tmp_path: Path) -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler")
-    base = tiny()
-    train = replace(base.train, images=1280, ema=EmaConfig(rates=(0.9, 0.5)), norms="fused")
-    step = plan(replace(base, train=train))["train"]
-    store = ArtifactStore(str(tmp_path))
+    step, store = plan(config(norms="fused"))["train"], ArtifactStore(str(tmp_path))
     materialize([step], store, backend=LocalBackend(), resources=Resources())
     plain, ours = (load_file(path / "model.safetensors") for path in (trained, store.path(step)))
     changed = torch.cat([(plain[name] - ours[name]).flatten() for name in plain])
     size = torch.cat([plain[name].flatten() for name in plain]).abs().mean()
     assert 0 < changed.abs().mean() < 1e-2 * size
+
+
+def test_a_training_whose_store_was_lost_goes_on_from_checkpoints_that_lay_elsewhere(
+    trained: Path, tmp_path: Path
+) -> None:
+    resources, histories = Resources(checkpoints=str(tmp_path / "kept")), []
+    for name in ("first", "second", "third"):
+        step, store = plan(config())["train"], ArtifactStore(str(tmp_path / name))
+        materialize([step], store, backend=LocalBackend(), resources=resources)
+        left = store.path(step)
+        assert (left / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+        histories.append([json.loads(line)["resumed_at"] for line in (left / HISTORY_FILE).read_text().splitlines()])
+    assert histories == [[0], [1280], [1280]]
 
 
 def test_the_journal_says_how_long_a_step_waits_for_its_images(trained: Path) -> None:
