@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -18,26 +20,15 @@ from orchestrator.step import Step
 LINES_SECONDS = 10.0
 
 
-class Display:
-    """Redraws its lines on a terminal; elsewhere (a job's log) prints them every ten seconds, and when a cell ends."""
+class _Lines:
+    """Lines that are redrawn on a terminal; elsewhere (a job's log) they are printed every ten seconds."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
         self._stream = stream
         self._live: Live | None = None
-        self._printed = 0.0
-        self._ended = 0
-        self._began = time.monotonic()
+        self._printed = -math.inf
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        print(text, file=self._stream, flush=True)
-
-    def begin(self, experiment: Experiment[Any], *, total: int, waiting: int) -> None:
-        """Say what is about to run."""
-        done = f", {total - waiting} done before" if waiting < total else ""
-        self.say(f"{experiment.name}: {waiting} of {total} cells to run{done}")
-
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if self._stream.isatty():
             self._live = Live(console=Console(file=self._stream), refresh_per_second=2, transient=True)
             self._live.start()
@@ -48,15 +39,36 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        print(text, file=self._stream, flush=True)
+
+    def _show(self, lines: Callable[[], str], *, now: bool = False) -> None:
+        if self._live is not None:
+            self._live.update(Text(lines()))
+        elif now or time.monotonic() - self._printed >= LINES_SECONDS:
+            self.say(lines())
+            self._printed = time.monotonic()
+
+
+class Display(_Lines):
+    """A study's: also when a cell ends."""
+
+    def __init__(self, stream: TextIO = sys.stderr) -> None:
+        super().__init__(stream)
+        self._ended = 0
+        self._began = time.monotonic()
+
+    def begin(self, experiment: Experiment[Any], *, total: int, waiting: int) -> None:
+        """Say what is about to run."""
+        done = f", {total - waiting} done before" if waiting < total else ""
+        self.say(f"{experiment.name}: {waiting} of {total} cells to run{done}")
+
     def show(self, watcher: Watcher, *, last: bool = False) -> None:
         """Show the state of the study, if it is time to."""
-        if self._live is not None:
-            self._live.update(Text("\n".join(self._lines(watcher))))
-            return
         ended = sum(cell.is_done or cell.failed is not None for cell in watcher.cells)
-        if last or ended > self._ended or time.monotonic() - self._printed >= LINES_SECONDS:
-            self.say("\n".join(self._lines(watcher)))
-            self._printed, self._ended = time.monotonic(), ended
+        self._show(lambda: "\n".join(self._lines(watcher)), now=last or ended > self._ended)
+        self._ended = ended
 
     def _lines(self, watcher: Watcher) -> list[str]:
         running, left = watcher.running(), watcher.time_left()
@@ -75,37 +87,20 @@ class Display:
         return lines
 
 
-class StepDisplay:
-    """One line for a step that runs by itself: redrawn on a terminal, else printed every ten seconds."""
+class StepDisplay(_Lines):
+    """One line for a step that runs by itself."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
-        self._stream = stream
-        self._live: Live | None = None
-        self._printed = time.monotonic()
+        super().__init__(stream)
+        self._printed = time.monotonic()  # a short step needs none
         self._first: tuple[str, float, float] | None = None
         """Step, time and how far it was when it was first seen at work."""
 
-    def __enter__(self) -> StepDisplay:
-        if self._stream.isatty():
-            self._live = Live(console=Console(file=self._stream), refresh_per_second=2, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
     def show(self, step: Step, said: StepProgress | None) -> None:
         """Show how far the step is, if it is time to."""
-        now = time.monotonic()
-        if said is None or (self._live is None and now - self._printed < LINES_SECONDS):
-            return
-        line = f"{step.name:<9} {step_facts(said, self._seconds_left(step, said))}"
-        if self._live is not None:
-            self._live.update(Text(line))
-        else:
-            print(line, file=self._stream, flush=True)
-        self._printed = now
+        if said is not None:
+            left = self._seconds_left(step, said)
+            self._show(lambda: f"{step.name:<9} {step_facts(said, left)}")
 
     def _seconds_left(self, step: Step, said: StepProgress) -> float | None:
         if self._first is None or self._first[0] != step.key:

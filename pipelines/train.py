@@ -14,15 +14,12 @@ from torch import Tensor
 from diffusion.augment import flipped
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.objectives import DiffusionObjective, Examples
-from diffusion.precision import allow_tf32
 from diffusion.train_config import TrainConfig
 from diffusion.transfer import sent
 from diffusion.unet import UNet, UNetConfig
-from orchestrator.backend import SpmdContext
-from orchestrator.config import from_dict
 from orchestrator.step import Step, StepContext
 from pipelines.readers import Batch
-from pipelines.train_on import run_training, train_on
+from pipelines.train_on import run_training
 from pipelines.trained import TrainStepConfig, placed
 from pipelines.training_parts import HeldOut, Training
 
@@ -44,15 +41,7 @@ def train(config: TrainStepConfig, ctx: StepContext) -> None:
 
     Averages at further rates stand beside it, as ema_{rate}.safetensors.
     """
-    run_training(ctx, train_worker, config)
-
-
-def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
-    """One worker's part of training."""
-    torch.set_num_threads(payload["threads"])
-    config = from_dict(TrainStepConfig, payload["config"])
-    allow_tf32(config.train.tf32)
-    return train_on(spmd, payload, diffusion_training(config, spmd.device))
+    run_training(config, ctx, diffusion_training)
 
 
 def diffusion_training(config: TrainStepConfig, device: str) -> Training:

@@ -7,28 +7,24 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusion.augment import flipped, random_crop, whole
 from diffusion.classifier import ClassifierConfig, NoisyClassifier
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.objectives import ClassifierObjective, Examples
-from diffusion.precision import allow_tf32
 from diffusion.reduction import world_size
 from diffusion.train_config import AllReduceConfig, TrainConfig
 from diffusion.transfer import sent
-from orchestrator.backend import SpmdContext
-from orchestrator.config import from_dict
 from orchestrator.step import Step, StepContext
 from pipelines.decoded import MIB, decoded_split
 from pipelines.held_out import BLOCK, BestByLoss
 from pipelines.readers import Batch
 from pipelines.train import seeded, to_unit_range
-from pipelines.train_on import run_training, train_on
+from pipelines.train_on import run_training
 from pipelines.trained import placed
 from pipelines.training_parts import HeldOut, Training
 
@@ -87,19 +83,11 @@ def train_classifier_step(config: TrainClassifierConfig, *, dataset: Step) -> St
 
 def train(config: TrainClassifierConfig, ctx: StepContext) -> None:
     """Train on the workers the resources name; leaves model.safetensors: the weights of the lowest held-out loss."""
-    run_training(ctx, train_worker, config)
+    build = partial(classifier_training, dataset=ctx.inputs["dataset"], memory_mib=ctx.resources.data_mib)
+    run_training(config, ctx, build)
 
 
-def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
-    """One worker's part of training."""
-    torch.set_num_threads(payload["threads"])
-    config = from_dict(TrainClassifierConfig, payload["config"])
-    allow_tf32(config.train.tf32)
-    training = classifier_training(config, spmd.device, Path(payload["dataset"]), memory_mib=payload["data_mib"])
-    return train_on(spmd, payload, training)
-
-
-def classifier_training(config: TrainClassifierConfig, device: str, dataset: Path, *, memory_mib: int) -> Training:
+def classifier_training(config: TrainClassifierConfig, device: str, *, dataset: Path, memory_mib: int) -> Training:
     """What is trained."""
     network = placed(seeded(lambda: NoisyClassifier(config.model), seed=config.seed), device)
     objective = ClassifierObjective(build_schedule(config.diffusion).to(device), noised=config.noised)

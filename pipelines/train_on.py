@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+
+from diffusion.precision import allow_tf32
 from orchestrator.backend import SpmdContext
 from orchestrator.blobs import open_blobs
 from orchestrator.checkpoint import CheckpointStore
@@ -17,44 +21,57 @@ from pipelines.trained import CONFIG
 from pipelines.training_parts import Place, Training
 from pipelines.training_run import TrainingRun
 
-
-def payload_of(config: Any, ctx: StepContext) -> dict[str, Any]:
-    """What a worker of a training is told; config is the step's."""
-    resources, step = ctx.resources, f"{ctx.output.parent.name}/{ctx.output.name}"
-    own = str(ctx.output / "checkpoints")
-    return {
-        "config": to_dict(config),
-        "dataset": str(ctx.inputs["dataset"]),
-        "threads": resources.cpus_per_worker,
-        "data_mib": resources.data_mib,
-        "place": Place(
-            output=ctx.output,
-            checkpoints=own if resources.checkpoints is None else f"{resources.checkpoints.rstrip('/')}/{step}",
-            fence=ctx.fence,
-            checkpoint_seconds=resources.checkpoint_seconds,
-            checkpoint_steps=resources.checkpoint_steps,
-        ),
-    }
+C = TypeVar("C")
+Build = Callable[[C, str], Training]
+"""(config of the step, device) -> what is trained there."""
 
 
-def run_training(ctx: StepContext, worker: Callable[[SpmdContext, Any], Any], config: Any) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What every worker of a training is told."""
+
+    build: Build[Any]
+    config: Any
+    dataset: Path
+    place: Place
+    threads: int
+    data_mib: int
+
+
+def run_training(config: Any, ctx: StepContext, build: Build[Any]) -> None:
     """Train on the workers the resources name, and leave what the first of them says."""
+    order = _order(config, ctx, build)
+    store = CheckpointStore(open_blobs(order.place.checkpoints))
     name = f"{ctx.output.parent.name}-{ctx.output.name}"
-    payload = payload_of(config, ctx)
-    store = CheckpointStore(open_blobs(payload["place"].checkpoints))
-    summary = ctx.backend.spmd(worker, payload, name=name, resources=ctx.resources, kept=store.clock)
+    summary = ctx.backend.spmd(train_worker, order, name=name, resources=ctx.resources, kept=store.clock)
     ctx.write_metrics(summary["metrics"], notes=summary["notes"])
 
 
-def train_on(spmd: SpmdContext, payload: Mapping[str, Any], training: Training) -> dict[str, Any]:
+def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
+    resources, step = ctx.resources, f"{ctx.output.parent.name}/{ctx.output.name}"
+    own = str(ctx.output / "checkpoints")
+    place = Place(
+        output=ctx.output,
+        checkpoints=own if resources.checkpoints is None else f"{resources.checkpoints.rstrip('/')}/{step}",
+        fence=ctx.fence,
+        checkpoint_seconds=resources.checkpoint_seconds,
+        checkpoint_steps=resources.checkpoint_steps,
+    )
+    return Order(build, config, ctx.inputs["dataset"], place, resources.cpus_per_worker, resources.data_mib)
+
+
+def train_worker(spmd: SpmdContext, order: Order) -> dict[str, Any]:
     """One worker's part of a training; what the first worker returns is for write_metrics."""
+    torch.set_num_threads(order.threads)
+    allow_tf32(order.config.train.tf32)
+    training = order.build(order.config, spmd.device)
     config = training.config
     reader = open_reader(
-        Path(payload["dataset"]), "train", seed=training.seed, batch_size=config.batch_size,
-        shuffle_bytes=config.shuffle_mib * MIB, memory_bytes=payload["data_mib"] * MIB, cache=cache_folder(),
+        order.dataset, "train", seed=training.seed, batch_size=config.batch_size,
+        shuffle_bytes=config.shuffle_mib * MIB, memory_bytes=order.data_mib * MIB, cache=cache_folder(),
     )  # fmt: skip
     with reader:
-        run = TrainingRun(training, spmd, payload["place"], reader)
+        run = TrainingRun(training, spmd, order.place, reader)
         run.resume()
         run.train()
-    return run.finish({CONFIG: canonical_json(payload["config"])})
+    return run.finish({CONFIG: canonical_json(to_dict(order.config))})

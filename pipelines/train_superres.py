@@ -6,20 +6,14 @@ python pipelines/train_superres.py tiny --store artifacts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.objectives import SuperResObjective
-from diffusion.precision import allow_tf32
 from diffusion.superres import SuperResConfig, SuperResUNet
 from diffusion.train_config import TrainConfig
-from orchestrator.backend import SpmdContext
-from orchestrator.config import from_dict
 from orchestrator.step import Step, StepContext
 from pipelines.train import examples_of, out_channels, seeded
-from pipelines.train_on import run_training, train_on
+from pipelines.train_on import run_training
 from pipelines.trained import placed
 from pipelines.training_parts import HeldOut, Training
 
@@ -43,15 +37,7 @@ def train_superres_step(config: TrainSuperResConfig, *, dataset: Step) -> Step:
 
 def train(config: TrainSuperResConfig, ctx: StepContext) -> None:
     """Train on the workers the resources name; leaves model.safetensors: averaged weights, config in its header."""
-    run_training(ctx, train_worker, config)
-
-
-def train_worker(spmd: SpmdContext, payload: dict[str, Any]) -> dict[str, Any]:
-    """One worker's part of training."""
-    torch.set_num_threads(payload["threads"])
-    config = from_dict(TrainSuperResConfig, payload["config"])
-    allow_tf32(config.train.tf32)
-    return train_on(spmd, payload, superres_training(config, spmd.device))
+    run_training(config, ctx, superres_training)
 
 
 def superres_training(config: TrainSuperResConfig, device: str) -> Training:

@@ -132,7 +132,7 @@ class TrainingRun:
     def _train_and_keep(self, writer: CheckpointWriter) -> None:
         """The first worker's loop: it also journals, keeps checkpoints, and shows how far training is."""
         place, window = self.place, self.window
-        saved, saved_step, shown = time.monotonic(), self.state.step, 0.0
+        saved, saved_step, shown, stop = time.monotonic(), self.state.step, 0.0, False
         for measured, data_wait, held_out in self._steps():
             window.add(measured, data_wait=data_wait, held_out=held_out)
             now = time.monotonic()
@@ -141,10 +141,9 @@ class TrainingRun:
             if now - shown >= PROGRESS_SECONDS:
                 self._show(writer)
                 writer.check()
-                shown = now
+                stop, shown = asked_to_stop(place.output), now
             if self._ended() or (self.is_spread and not self._window_ends()):
                 continue  # workers that must agree do so between windows alone
-            stop = asked_to_stop(place.output)
             steps = self.state.step - saved_step
             due = now - saved >= place.checkpoint_seconds or steps >= (place.checkpoint_steps or steps + 1)
             if self._agreed(stop or (due and writer.is_idle)):

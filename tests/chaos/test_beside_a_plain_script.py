@@ -61,7 +61,7 @@ def killed_workers(process: subprocess.Popen[bytes], kills: int) -> int:
 
 def plain(home: Path, images: Path, *, kills: int) -> Outcome:
     home.mkdir()
-    script = [sys.executable, "benchmarks/plain_ray_train.py", str(home), str(images), str(STEPS)]
+    script = [sys.executable, "benchmarks/_plain_ray_train.py", str(home), str(images), str(STEPS)]
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(script, cwd=ROOT, env=environment(), stdout=log, stderr=log)
     assert killed_workers(process, kills) == kills

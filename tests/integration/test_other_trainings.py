@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,13 +21,12 @@ from diffusion.train_config import AllReduceConfig, TreeConfig
 from orchestrator.backend import LocalBackend, SpmdContext
 from orchestrator.journal import read_points
 from orchestrator.materialize import materialize
-from orchestrator.step import Resources, Step, StepContext
+from orchestrator.step import Resources, Step
 from orchestrator.store import ArtifactStore
-from pipelines import classifier_runs, superres_runs, train, train_classifier
+from pipelines import classifier_runs, superres_runs
 from pipelines.plan import plan
 from pipelines.presets import tiny
 from pipelines.train_classifier import HeldOutConfig
-from pipelines.train_on import payload_of
 
 BATCH = 64
 
@@ -40,9 +41,9 @@ def classifier(**changes: Any) -> Step:
     return classifier_runs.plan(run)["train_classifier"]
 
 
-def trained(step: Step, folder: Path) -> Path:
-    store = ArtifactStore(str(folder))
-    materialize([step], store, backend=LocalBackend(), resources=Resources())
+def trained(step: Step, folder: Path, *, workers: int = 1) -> Path:
+    store, backend = ArtifactStore(str(folder)), LocalBackend() if workers == 1 else Processes()
+    materialize([step], store, backend=backend, resources=Resources(workers=workers, checkpoint_steps=10))
     return store.path(step)
 
 
@@ -85,31 +86,27 @@ def test_the_papers_upsamplers_are_set_up() -> None:
         assert superres_runs.PRESETS[name]().train.batch_size == 256
 
 
-def worker(rank: int, workers: int, folder: Path, kind: str, payload: dict[str, Any]) -> None:
+class Processes(LocalBackend):
+    """Workers that are processes of this machine."""
+
+    def spmd(
+        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
+        kept: Callable[[], float] | None = None,
+    ) -> Any:  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (resources.workers, Path(folder), fn, payload)
+            torch.multiprocessing.spawn(worker, args=arguments, nprocs=resources.workers)
+            return json.loads((Path(folder) / "said").read_text())
+
+
+def worker(rank: int, workers: int, folder: Path, fn: Callable[[SpmdContext, Any], Any], payload: Any) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/group-{workers}", rank=rank, world_size=workers,
-        timeout=timedelta(seconds=60),
-    )  # fmt: skip
-    spmd = SpmdContext(rank=rank, world_size=workers, local_rank=rank, device="cpu")
-    said = {"classifier": train_classifier, "diffusion": train}[kind].train_worker(spmd, payload)
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=workers, timeout=timedelta(seconds=60)
+    )
+    said = fn(SpmdContext(rank=rank, world_size=workers, local_rank=rank, device="cpu"), payload)
     if rank == 0:
-        (payload["place"].output / "said.json").write_text(json.dumps(said))
+        (folder / "said").write_text(json.dumps(said))
     dist.destroy_process_group()
-
-
-def trained_by(workers: int, step: Step, kind: str, folder: Path) -> Path:
-    """The step's work alone, by so many processes."""
-    store = ArtifactStore(str(folder / "store"))
-    materialize([step.inputs["dataset"]], store, backend=LocalBackend(), resources=Resources())
-    output = folder / str(workers)
-    output.mkdir()
-    context = StepContext(
-        inputs={"dataset": store.path(step.inputs["dataset"])}, output=output, backend=LocalBackend(),
-        resources=Resources(workers=workers, checkpoint_steps=10),
-    )  # fmt: skip
-    payload = payload_of(step.config, context)
-    torch.multiprocessing.spawn(worker, args=(workers, folder, kind, payload), nprocs=workers)
-    return output
 
 
 def last_state(output: Path) -> dict[str, torch.Tensor]:
@@ -118,9 +115,9 @@ def last_state(output: Path) -> dict[str, torch.Tensor]:
 
 def test_held_out_images_shared_by_two_workers_choose_the_same_weights(tmp_path: Path) -> None:
     step = classifier(reduction=TreeConfig(shards=2))
-    one, two = (trained_by(workers, step, "classifier", tmp_path) for workers in (1, 2))
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-    assert (one / "said.json").read_text() == (two / "said.json").read_text()
+    one, two = (trained(step, tmp_path / str(workers), workers=workers) for workers in (1, 2))
+    for name in ("model.safetensors", "metrics.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_a_network_spread_over_workers_learns_what_ddp_learns_and_is_kept_whole(tmp_path: Path) -> None:
@@ -130,9 +127,7 @@ def test_a_network_spread_over_workers_learns_what_ddp_learns_and_is_kept_whole(
         config = replace(base.train, eps=1e-3, **short(images=4 * BATCH, reduction=AllReduceConfig(sharded=sharded)))
         return plan(replace(base, train=config))["train"]
 
-    spread = trained_by(2, step(sharded=True), "diffusion", tmp_path)
-    (tmp_path / "ddp").mkdir()
-    ddp = trained_by(2, step(sharded=False), "diffusion", tmp_path / "ddp")
+    spread, ddp = (trained(step(sharded=sharded), tmp_path, workers=2) for sharded in (True, False))
     theirs, ours = last_state(ddp), last_state(spread)
     assert {name: tensor.shape for name, tensor in ours.items()} == {name: t.shape for name, t in theirs.items()}
     for name, tensor in theirs.items():

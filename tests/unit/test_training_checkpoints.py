@@ -89,6 +89,7 @@ def test_a_training_that_is_stopped_in_the_middle_of_a_window_journals_what_one_
     for stop in (3, 14, None):
         run = training(tmp_path / "stopped", config)
         run.resume()
+        monkeypatch.setattr(training_run, "PROGRESS_SECONDS", 0.0)
         monkeypatch.setattr(training_run, "asked_to_stop", lambda _, run=run, stop=stop: run.state.step == stop)
         with nullcontext() if stop is None else pytest.raises(Preempted, match="run the same command again"):
             run.train()

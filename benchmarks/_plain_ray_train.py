@@ -4,7 +4,7 @@ It is the careful version: one MLflow run from the driver, so that a restarted w
 weights, average, optimizer and step through ray.train.report; restarts by FailureConfig. Data, network and loss are
 ours, so that nothing but the way of keeping state differs.
 
-    PYTHONPATH=. python benchmarks/plain_ray_train.py HOME IMAGES
+    PYTHONPATH=. python benchmarks/_plain_ray_train.py HOME IMAGES
 """
 
 from __future__ import annotations
