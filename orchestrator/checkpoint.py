@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from orchestrator.blobs import Blobs, Conflict, TransientError
-from orchestrator.errors import LeaseLost, PreflightError
+from orchestrator.errors import CheckpointsTaken, PreflightError
 from orchestrator.failpoints import failpoint
 
 MANIFEST = "manifest.json"
@@ -120,13 +120,13 @@ class CheckpointStore:
     def save(self, files: Mapping[str, bytes], *, clock: int) -> None:
         """Keep a state. When this returns it is stored, with its hashes, and LATEST names it.
 
-        Raises LeaseLost when another one claimed the place: what LATEST names, and all it needs, is then untouched.
+        Raises CheckpointsTaken when another one claimed the place: what LATEST names, and all it needs, stays.
         """
         self.claim()
         folder = f"step-{clock:012d}-{self._epoch:06d}"
         try:
             self._store(folder, files, clock)
-        except LeaseLost:
+        except CheckpointsTaken:
             self._remove(folder)  # nobody needs it, and nobody should go on from it
             raise
         self._good = [*(good for good in self._good if good != folder), folder]
@@ -146,7 +146,10 @@ class CheckpointStore:
         try:
             self._version = self._blobs.swap(POINTER, pointer.encoded(), expected=self._version)
         except Conflict as conflict:
-            raise LeaseLost(f"{self._blobs.location}: another process writes its checkpoints here") from conflict
+            raise CheckpointsTaken(
+                f"{self._blobs.location}: another process, of another store, keeps its checkpoints here now; end one "
+                f"of the two, or give it a place of its own with --checkpoints"
+            ) from conflict
 
     def _folders(self) -> set[tuple[str, int]]:
         """All folders of states, whole or not, and their epochs."""

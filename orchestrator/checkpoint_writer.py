@@ -62,7 +62,7 @@ class CheckpointWriter:
         return True
 
     def check(self) -> None:
-        """Raises what made a state impossible to store: a full disk, a lost lease, a place silent for too long."""
+        """Raises what made a state impossible to store: a full disk, a place that is taken, or silent too long."""
         if self._error is not None:
             raise self._error
 

@@ -62,6 +62,12 @@ class LeaseLost(PapertableError):
     exit_code = 3
 
 
+class CheckpointsTaken(PapertableError):
+    """Another process keeps its checkpoints where this one did."""
+
+    exit_code = 3
+
+
 class Interrupted(BaseException):
     """A signal asked us to stop; the same command goes on. No Exception: libraries catch those and go on."""
 

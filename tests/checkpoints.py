@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.blobs import Blobs, Conflict
 from orchestrator.checkpoint import MANIFEST, POINTER, Checkpoint, CheckpointStore
-from orchestrator.errors import LeaseLost
+from orchestrator.errors import CheckpointsTaken
 
 FIRST, SECOND, THIRD = ({"state": word * 100, "meta": b"{}"} for word in (b"one", b"two", b"three"))
 
@@ -112,7 +112,7 @@ class PlaceContract:
         former = saved(blobs)
         successor = CheckpointStore(blobs)
         successor.resume(on_damage=pytest.fail)
-        with pytest.raises(LeaseLost):
+        with pytest.raises(CheckpointsTaken):
             former.save(THIRD, clock=30)
         assert clocks(blobs) == [10, 20]
         successor.save(FIRST, clock=30)
@@ -130,7 +130,7 @@ class PlaceContract:
         for clock, store in enumerate(stores, 30):
             try:
                 store.save(THIRD, clock=clock)
-            except LeaseLost:
+            except CheckpointsTaken:
                 lost += 1
         assert lost == 3
         checkpoint, _ = found(blobs)
@@ -144,7 +144,7 @@ class PlaceContract:
         successor.resume(on_damage=pytest.fail)
         successor.save(THIRD, clock=20)
         assert blobs.read("step-000000000020-000001/state") == SECOND["state"]
-        with pytest.raises(LeaseLost):
+        with pytest.raises(CheckpointsTaken):
             former.save(FIRST, clock=30)
         assert found(blobs)[0] == Checkpoint(20, THIRD)
 

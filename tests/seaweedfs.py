@@ -31,6 +31,13 @@ class ObjectServer:
 
     url: str
 
+    def access(self, url: str | None = None) -> dict[str, str]:
+        """Environment variables of a process that may use it, by choice through a proxy."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": url or self.url, "AWS_EC2_METADATA_DISABLED": "true",
+        }  # fmt: skip
+
     def files(self) -> fs.S3FileSystem:
         """As its administrator sees it."""
         return fs.S3FileSystem(

@@ -22,7 +22,8 @@ OF_THE_MATHEMATICS = [
     "test_schedule.py", "test_gaussian.py", "test_guidance.py", "test_likelihood.py", "test_losses.py", "test_nll.py",
     "test_permutation.py", "test_randomness.py", "test_sampling.py", "test_timestep_sampler.py", "test_vlb.py",
     "test_augment.py", "../unit/test_ema.py", "test_networks.py", "../unit/test_network_files.py",
-    "../unit/test_networks_against_reference.py", "../unit/test_training.py", "../unit/test_unet.py",
+    "../unit/test_networks_against_reference.py", "../unit/test_reduction.py", "../unit/test_training.py",
+    "../unit/test_unet.py",
 ]  # fmt: skip
 BEHIND_A_DOOR = {
     "cleanfid": "diffusion.metrics.inception",

@@ -69,6 +69,26 @@ def test_killed_training_workers_are_replaced_and_leave_no_trace(tmp_path: Path,
     assert held
 
 
+def test_a_cell_whose_tune_driver_is_killed_is_the_only_one_to_go_on(
+    tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    store = tmp_path / "store"
+    with begun(store, *OFTEN, images=IMAGES) as process:
+        wait_until(lambda: trained(store) and training(store), process)
+        os.kill(descendants(process.pid, named="ray::ImplicitFunc")[0], signal.SIGKILL)
+        assert process.wait(900) == 4
+    log = Path(f"{store}.log").read_text()
+    assert "its driver was lost before it could say why" in log
+    done = len(trained(store))
+    assert len(ROWS) - 2 <= done < len(ROWS)
+    ended = call(store, *OFTEN, images=IMAGES)
+    assert ended.returncode == 0, ended.stderr
+    held = models(store) == undisturbed
+    notes = f"{done} of {len(ROWS)} rows went on; the same command again: the six rows' weights are the same"
+    record(Finding("a Ray Tune trial's driver killed", 1, int(held), notes=notes))
+    assert held
+
+
 def test_a_driver_killed_again_and_again_gets_there(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     store, waits = tmp_path / "store", random.Random(20210218)
     for _ in range(5):

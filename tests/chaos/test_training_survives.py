@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.failpoints import FIRED, FOLDER
+from orchestrator.history import HISTORY_FILE
 from orchestrator.journal import read_points
+from orchestrator.lease import EXPIRES_SECONDS
 from tests.chaos.guarantees import Finding, record
 from tests.chaos.ray_cluster import ray_cluster
 from tests.chaos.small_training import (
@@ -33,7 +35,7 @@ from tests.chaos.small_training import (
     steps_done,
 )
 from tests.fault_proxy import Fault, FaultProxy
-from tests.seaweedfs import KEY, PRIVATE_BUCKET, SECRET, seaweedfs
+from tests.seaweedfs import PRIVATE_BUCKET, seaweedfs
 from tests.small_study import ROOT, descendants, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
@@ -259,15 +261,46 @@ def test_a_ray_node_is_killed_and_training_goes_on_on_another(tmp_path: Path, un
     assert same
 
 
+def test_two_processes_that_are_told_the_same_train_it_once(tmp_path: Path, undisturbed: Left) -> None:
+    store = tmp_path / "store"
+    with begun(store, *OFTEN) as first, begun(store, *OFTEN) as second:
+        assert [first.wait(600), second.wait(600)] == [0, 0]
+    same, (output,) = left(store) == undisturbed, store.glob("train/*/")
+    once = len((output / HISTORY_FILE).read_text().splitlines()) == 1
+    record(Finding("two processes that are told to train the same", 1, int(same and once), notes=f"once; {SAME}"))
+    assert same
+    assert once
+
+
+def test_a_process_that_is_stopped_is_followed_and_writes_nothing_when_it_wakes_up(
+    tmp_path: Path, undisturbed: Left
+) -> None:
+    store, recoveries = tmp_path / "store", []
+    with begun(store, *OFTEN) as former:
+        wait_until(lambda: saved_steps(store) >= 10, former)
+        os.kill(former.pid, signal.SIGSTOP)
+        stopped, before = time.monotonic(), saved_steps(store)
+        with begun(store, *OFTEN) as successor:
+            wait_until(lambda: saved_steps(store) >= before + 20, successor)
+            recoveries.append(time.monotonic() - stopped)
+            os.kill(former.pid, signal.SIGCONT)
+            assert [former.wait(600), successor.wait(600)] == [0, 0]
+    same = left(store) == undisturbed
+    notes = f"its lease expires after {EXPIRES_SECONDS:g} s; when it goes on it waits for its successor; {SAME}"
+    record(
+        Finding(
+            "SIGSTOP of the process that trains, SIGCONT after another took over", 1, int(same), recoveries, notes=notes
+        )
+    )
+    assert same
+
+
 def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no_step(
     tmp_path: Path, undisturbed: Left
 ) -> None:
     (tmp_path / "s3").mkdir()
     with seaweedfs(tmp_path / "s3") as server, FaultProxy(server.url) as proxy:
-        access = {
-            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true",
-        }  # fmt: skip
+        access = server.access(proxy.url)
         place = ("--checkpoints", f"s3://{PRIVATE_BUCKET}/checkpoints")
         calm = call(tmp_path / "calm", *place, *OFTEN, **access)
         assert calm.returncode == 0, calm.stderr
@@ -309,10 +342,7 @@ def _median_speed(store: Path) -> float:
 def test_a_minute_of_refusals_delays_checkpoints_and_no_step(tmp_path: Path, undisturbed: Left) -> None:
     (tmp_path / "s3").mkdir()
     with seaweedfs(tmp_path / "s3") as server, FaultProxy(server.url) as proxy:
-        access = {
-            "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true",
-        }  # fmt: skip
+        access = server.access(proxy.url)
         store, place = tmp_path / "store", ("--checkpoints", f"s3://{PRIVATE_BUCKET}/checkpoints")
         with begun(store, *place, *OFTEN, **access) as process:
             wait_until(lambda: steps_done(store) >= 10, process)

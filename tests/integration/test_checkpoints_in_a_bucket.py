@@ -10,7 +10,7 @@ from orchestrator import checkpoint, s3_blobs
 from orchestrator.blobs import Blobs, TransientError, open_blobs
 from orchestrator.checkpoint import Checkpoint, CheckpointStore, check_writable
 from orchestrator.checkpoint_writer import CheckpointWriter
-from orchestrator.errors import LeaseLost, PreflightError
+from orchestrator.errors import CheckpointsTaken, PreflightError
 from tests.buckets import Bucket
 from tests.checkpoints import FIRST, SECOND, THIRD, PlaceContract, found, saved
 from tests.fault_proxy import Fault, FaultProxy
@@ -84,7 +84,7 @@ def test_a_claim_whose_answer_is_lost_is_still_a_claim(bucket: Bucket, blobs: Bl
     proxy.faults.append(Fault("PUT", "LATEST", after=0))
     successor = CheckpointStore(open_blobs(f"s3://{bucket.name}/checkpoints"))
     assert successor.resume(on_damage=pytest.fail) == Checkpoint(20, SECOND)
-    with pytest.raises(LeaseLost):
+    with pytest.raises(CheckpointsTaken):
         former.save(THIRD, clock=30)
     successor.save(THIRD, clock=30)
 

@@ -18,7 +18,7 @@ import pytest
 from orchestrator.blobs import Blobs, LocalBlobs, TransientError, open_blobs
 from orchestrator.checkpoint import POINTER, Checkpoint, CheckpointStore, check_writable
 from orchestrator.checkpoint_writer import CheckpointWriter
-from orchestrator.errors import LeaseLost, PreflightError
+from orchestrator.errors import CheckpointsTaken, PreflightError
 from orchestrator.failpoints import FOLDER
 from tests.checkpoints import FIRST, SECOND, THIRD, PlaceContract, found, saved
 
@@ -187,7 +187,7 @@ def test_a_place_that_stays_silent_for_too_long_is_an_error(slow: Slow) -> None:
             writer.flush()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "a/file"), LeaseLost("taken over")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "a/file"), CheckpointsTaken("by another")])
 def test_what_no_waiting_mends_is_raised_where_work_goes_on(slow: Slow, error: Exception) -> None:
     slow.failures = [error]
     with CheckpointWriter(CheckpointStore(slow)) as writer:
