@@ -166,6 +166,15 @@ def test_a_row_that_fails_leaves_the_others_and_is_the_only_one_to_run_again(stu
     assert tables(again.stdout).replace(str(store), str(study.store)) == tables(study.output)
 
 
+def test_of_one_more_seed_only_the_new_cells_are_to_run(study: Study) -> None:
+    lines = call(study.store, "--seeds", "2", "--dry-run").stdout.splitlines()[1:]
+    assert sorted(line.split()[-1] for line in lines if "seed 0" in line) == ["done"] * len(ROWS)
+    new = [line for line in lines if "seed 1" in line]
+    assert len(new) == len(ROWS)
+    assert all("to run: train," in line for line in new)
+
+
+@pytest.mark.chaos
 def test_one_more_seed_trains_only_the_new_cells(study: Study, tmp_path: Path) -> None:
     store = Path(shutil.copytree(study.store, tmp_path / "store"))
     before = {record: record.stat().st_mtime_ns for record in store.glob("train/*/record.json")}
