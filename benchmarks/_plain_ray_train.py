@@ -4,12 +4,11 @@ It is the careful version: one MLflow run from the driver, so that a restarted w
 weights, average, optimizer and step through ray.train.report; restarts by FailureConfig. Data, network and loss are
 ours, so that nothing but the way of keeping state differs.
 
-    PYTHONPATH=. python benchmarks/_plain_ray_train.py HOME IMAGES
+    PYTHONPATH=. python benchmarks/_plain_ray_train.py HOME IMAGES STEPS
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -82,12 +81,14 @@ def train_func(config: dict[str, Any]) -> None:
 
 
 def main(home: str, images: str, steps: str) -> None:
-    """Train, and write the average's file and MLflow's run to HOME/result.json."""
+    """Train, and write the average's file; called again, it goes on from Ray Train's own checkpoints."""
     where = Path(home)
     uri = f"sqlite:///{where / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
-    experiment = client.create_experiment("plain", artifact_location=(where / "mlartifacts").as_uri())
+    found = client.get_experiment_by_name("plain")
+    made = None if found else client.create_experiment("plain", artifact_location=(where / "mlartifacts").as_uri())
+    experiment = found.experiment_id if found else made
     run_id = client.create_run(experiment).info.run_id
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     trainer = TorchTrainer(
@@ -104,7 +105,6 @@ def main(home: str, images: str, steps: str) -> None:
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / "state.pt", weights_only=True)
     torch.save(state["average"], where / "average.pt")
-    (where / "result.json").write_text(json.dumps({"run_id": run_id, "tracking_uri": uri}))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,10 @@ class TrackerFeed:
             self._attempt(self._interrupted)
 
     def finish(self, table: ComparisonTable, files: Mapping[str, Path], failed: Mapping[str, str]) -> str | None:
-        """Send what is left and the table; returns why something could not be sent, or None."""
+        """Send what is left and the table; returns why something could not be sent, or None.
+
+        failed: trial.key -> why it ended without a result. One that is neither there nor done is left as it is.
+        """
         self._stop.set()
         self._thread.join()
 
@@ -77,7 +80,7 @@ class TrackerFeed:
                 if trial.key in failed:
                     self._finish_failed(trial, failed[trial.key])
             self._tracker.finish_study(
-                status="failed" if table.any_failed else "finished",
+                status="failed" if failed else "interrupted" if table.any_failed else "finished",
                 table_records=table.records(),
                 files=files,
                 tags={"papertable.seeds": ",".join(map(str, self._experiment.seeds))},

@@ -24,6 +24,8 @@ from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.tracker import Tracker
 
+UNSAID = "it did not finish, and did not say why"
+NOT_YET = "it has no result yet"
 WATCH_SECONDS = 0.5
 STOP_SECONDS = 20.0
 
@@ -107,16 +109,61 @@ def run_experiment(
     feed = TrackerFeed(tracker, experiment, plans, store, presentation.attachments)
     if (outage := feed.check()) is not None:
         display.say(f"{outage}; the study goes on, and what the tracker misses is sent once it answers")
-    failed: dict[str, str] = {}
+    said: dict[str, str] = {}
     with feed:
         if waiting:
             display.begin(experiment, total=len(plans), waiting=len(waiting))
-            failed = _launch(experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds)
-        table = ComparisonTable(experiment, [_result(trial, plans[trial], store, failed) for trial in plans])
-        directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
-        files, unwritten = write_views(table, directory, presentation, plans, store)
+            said = _launch(experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds)
+        failed = {key: said.get(key, UNSAID) for key in _unfinished(plans, store)}
+        table, files, unwritten = _told(experiment, plans, store, presentation, failed)
         behind = feed.finish(table, files, failed)
     return StudyOutcome(table, files, unwritten, len(waiting), behind)
+
+
+def sync_experiment(
+    experiment: Experiment[Any], plan: Plan, *, store: ArtifactStore, tracker: Tracker, presentation: Presentation
+) -> StudyOutcome:
+    """Rebuild the table from the store, and send the tracker what it lacks; runs nothing.
+
+    Not while the study runs: its own driver is the one that sends. Raises PreflightError where the store has nothing.
+    """
+    plans = _begun(experiment, plan, store)
+    with TrackerFeed(tracker, experiment, plans, store, presentation.attachments) as feed:
+        unfinished = dict.fromkeys(_unfinished(plans, store), NOT_YET)
+        table, files, unwritten = _told(experiment, plans, store, presentation, unfinished)
+        behind = feed.finish(table, files, {})
+    return StudyOutcome(table, files, unwritten, 0, behind)
+
+
+def table_so_far(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> ComparisonTable:
+    """What the store has of a study. Raises PreflightError where it has nothing."""
+    plans = _begun(experiment, plan, store)
+    unfinished = dict.fromkeys(_unfinished(plans, store), NOT_YET)
+    return ComparisonTable(experiment, [_result(trial, plans[trial], store, unfinished) for trial in plans])
+
+
+def _begun(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> dict[Trial, Mapping[str, Step]]:
+    plans = {trial: plan(trial.config) for trial in experiment.trials()}
+    if not any(store.path(step).exists() for steps in plans.values() for step in steps.values() if step.inputs):
+        raise PreflightError(
+            f"{store.root} has nothing of {experiment.name} with these settings; name its --store, and the --preset, "
+            f"--seeds, --set and --data with which it was run"
+        )
+    return plans
+
+
+def _unfinished(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore) -> list[str]:
+    return [trial.key for trial, steps in plans.items() if pending(steps.values(), store)]
+
+
+def _told(
+    experiment: Experiment[Any], plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
+    presentation: Presentation, unfinished: Mapping[str, str],
+) -> tuple[ComparisonTable, dict[str, Path], dict[str, str]]:  # fmt: skip
+    """The table, its files, and those that could not be written; unfinished: trial.key -> why it has no result."""
+    table = ComparisonTable(experiment, [_result(trial, plans[trial], store, unfinished) for trial in plans])
+    directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
+    return (table, *write_views(table, directory, presentation, plans, store))
 
 
 def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Resources) -> None:
@@ -203,10 +250,9 @@ def _launch(
 
 
 def _result(
-    trial: Trial, steps: Mapping[str, Step], store: ArtifactStore, failed: Mapping[str, str]
+    trial: Trial, steps: Mapping[str, Step], store: ArtifactStore, unfinished: Mapping[str, str]
 ) -> TrialResult | FailedTrial:
-    if pending(steps.values(), store):
-        reason = failed.get(trial.key, "it did not finish, and did not say why")
-        return FailedTrial(variant=trial.variant, seed=trial.seed, reason=reason)
+    if trial.key in unfinished:
+        return FailedTrial(variant=trial.variant, seed=trial.seed, reason=unfinished[trial.key])
     said = store.all_metrics(walk(steps.values()))
     return TrialResult(trial.variant, trial.seed, said.metrics, said.protocol, said.notes)

@@ -24,6 +24,7 @@ from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, 
 from orchestrator.materialize import pending
 from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
+from orchestrator.tracker import Tracker
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
 from pipelines.named_data import data_changes
@@ -215,16 +216,12 @@ def run_study(
     cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Run the study on Ray, print its table, and return the exit code."""
-    from orchestrator.mlflow_tracker import MlflowTracker  # seconds to import: not for --help and --list
-    from orchestrator.ray_tune import TuneLauncher
+    from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
 
     began = time.monotonic()
     places.check_checkpoints()
     resources = places.resources()
-    tracker = MlflowTracker(
-        tracking_uri or f"sqlite:///{store.root / 'mlflow.db'}",
-        artifact_root=store.root / "mlartifacts",
-    )
+    tracker = tracker_of(store, tracking_uri)
     launcher = TuneLauncher(
         store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
     )
@@ -239,7 +236,21 @@ def run_study(
     return PreflightError.exit_code if outcome.unwritten else 0
 
 
+def tracker_of(store: ArtifactStore, uri: str | None) -> Tracker:
+    """MLflow, as a server or database; by default mlflow.db in the store."""
+    from orchestrator.mlflow_tracker import MlflowTracker  # seconds to import: not for --help and --list
+
+    return MlflowTracker(uri or f"sqlite:///{store.root / 'mlflow.db'}", artifact_root=store.root / "mlartifacts")
+
+
 def report(outcome: StudyOutcome, *, seconds: float, how_to_look: str) -> str:
+    """What was found, and what was run for it."""
+    before = len(outcome.table.experiment.trials()) - outcome.trials_run
+    ran = f"{outcome.trials_run} cells run in {duration(seconds)}, {before} done before"
+    return f"{found(outcome, how_to_look=how_to_look)}\n{ran}"
+
+
+def found(outcome: StudyOutcome, *, how_to_look: str) -> str:
     """The table as text, where its files are, and how to look at the runs."""
     lines = [outcome.table.to_text(), ""]
     lines += [f"{name:<18} {path}" for name, path in outcome.files.items()]
@@ -249,8 +260,6 @@ def report(outcome: StudyOutcome, *, seconds: float, how_to_look: str) -> str:
         lines.append(
             f"MLflow lacks part of this ({outcome.tracker_behind}); the same command sends it once MLflow answers"
         )
-    before = len(outcome.table.experiment.trials()) - outcome.trials_run
-    lines.append(f"{outcome.trials_run} cells run in {duration(seconds)}, {before} done before")
     return "\n".join(lines)
 
 

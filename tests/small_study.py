@@ -35,15 +35,26 @@ SMALL = [
 
 def command(store: Path, *arguments: str, images: int = 2560) -> list[str]:
     """The command line of the study, with every row trained on so many images."""
-    settings = [word for setting in (f"train.images={images}", *SMALL) for word in ("--set", setting)]
     script = str(ROOT / "pipelines" / "ablation.py")
-    return [sys.executable, script, "iddpm-objectives", "--store", str(store), *arguments, *settings]
+    return [sys.executable, script, "iddpm-objectives", "--store", str(store), *arguments, *settings(images)]
+
+
+def settings(images: int = 2560) -> list[str]:
+    """What makes the study small."""
+    return [word for setting in (f"train.images={images}", *SMALL) for word in ("--set", setting)]
 
 
 def call(store: Path, *arguments: str, images: int = 2560) -> subprocess.CompletedProcess[str]:
     """Run the study to its end."""
+    whole = command(store, *arguments, images=images)
+    return subprocess.run(whole, capture_output=True, text=True, timeout=900, cwd=ROOT)
+
+
+def report(verb: str, store: Path, *arguments: str, images: int = 2560) -> subprocess.CompletedProcess[str]:
+    """What pipelines/report.py says of it."""
+    script = [sys.executable, str(ROOT / "pipelines" / "report.py"), verb, "iddpm-objectives", "--store", str(store)]
     return subprocess.run(
-        command(store, *arguments, images=images), capture_output=True, text=True, timeout=900, cwd=ROOT
+        [*script, *arguments, *settings(images)], capture_output=True, text=True, timeout=300, cwd=ROOT
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from tests.small_study import ROWS, begun, call, trained, training, wait_until
+from tests.small_study import ROWS, begun, call, report, trained, training, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -142,6 +142,30 @@ def test_the_mlflow_parent_holds_the_table(client: MlflowClient, parent: Run, tm
     assert {"comparison.md", "comparison.csv", "comparison.json", "nll_bpd-fd.png", "curves.png"} <= files
     downloaded = Path(client.download_artifacts(parent.info.run_id, "comparison.md", str(tmp_path)))
     assert all(row in downloaded.read_text() for row in ROWS)
+
+
+def test_the_table_can_be_printed_from_the_store_alone(study: Study) -> None:
+    printed = report("table", study.store)
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.strip() in study.output
+
+
+@pytest.mark.mlflow
+def test_another_mlflow_learns_everything_from_the_store(
+    study: Study, client: MlflowClient, children: dict[str, Run], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    told = report("sync", study.store, "--tracking-uri", uri)
+    assert told.returncode == 0, told.stderr
+    other = MlflowClient(tracking_uri=uri)
+    experiment = other.get_experiment_by_name("iddpm-objectives")
+    assert experiment is not None
+    runs = {run.data.tags.get("papertable.variant"): run for run in other.search_runs([experiment.experiment_id])}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for row, run in children.items():
+        assert runs[row].data.metrics == run.data.metrics
+        first, second = (c.get_metric_history(r.info.run_id, "loss") for c, r in ((client, run), (other, runs[row])))
+        assert [(p.step, p.value, p.timestamp) for p in first] == [(p.step, p.value, p.timestamp) for p in second]
 
 
 def test_a_row_that_fails_leaves_the_others_and_is_the_only_one_to_run_again(study: Study, tmp_path: Path) -> None:
