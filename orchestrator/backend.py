@@ -27,18 +27,29 @@ class SpmdContext:
     device: str  # "cpu" or "cuda:0": the one device this worker may use
 
 
+@dataclass(frozen=True)
+class Resumable:
+    """What work can do that goes on from states of its own."""
+
+    kept: Callable[[], float]
+    """How far the newest of them is."""
+    pause: Callable[[], None]
+    """Ask it to keep one, and to raise Preempted."""
+
+
 class Backend(Protocol):
     """The two shapes of work there are: one program on many workers, and many items over a pool of workers."""
 
     def spmd(
         self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
-        kept: Callable[[], float] | None = None,
+        resumable: Resumable | None = None,
     ) -> Any:  # fmt: skip
         """Run fn(context, payload) on resources.workers workers that form one process group; return rank 0's value.
 
-        A worker that dies is replaced and fn starts again on all of them, so fn resumes from its own checkpoints.
-        kept() says how far the newest of them is: as long as it grows, workers may be lost as often as they are. An
-        exception that fn itself raises is not retried: it is raised here.
+        A worker that dies is replaced and fn starts again on all of them, so fn resumes from its own checkpoints: as
+        long as what is kept grows, workers may be lost as often as they are. Between resources.min_workers and
+        resources.workers there are as many of them as there is room for. An exception that fn itself raises is not
+        retried: it is raised here.
         """
 
     def map(
@@ -65,7 +76,7 @@ class LocalBackend:
 
     def spmd(
         self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
-        kept: Callable[[], float] | None = None,
+        resumable: Resumable | None = None,
     ) -> Any:  # fmt: skip
         """Run fn here as the only worker. Raises ValueError for more than one worker."""
         if resources.workers != 1:

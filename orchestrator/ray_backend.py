@@ -33,15 +33,16 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import DistBackendError, DistNetworkError
 
-from orchestrator.backend import OnResult, SpmdContext
+from orchestrator.backend import OnResult, Resumable, SpmdContext
 from orchestrator.errors import Interrupted, PreflightError
 from orchestrator.ray_worker import know_own_cluster
 from orchestrator.signals import Background
 from orchestrator.step import Resources
+from orchestrator.stopping import Preempted
 
 TRIAL_DRIVER = "trial_driver"
 """Custom resource of the node on which trial drivers run: the head, which no spot notice takes away."""
@@ -65,6 +66,8 @@ GLOO = "gloo/transport/"
 PEER_SPEAKS_FIRST_SECONDS = 3.0
 ORPHANS_WITHIN_SECONDS = 15.0
 LISTENING_WITHIN_SECONDS = 10.0
+MORE_WITHIN_SECONDS, GROW_SECONDS = 20.0, 10.0
+"""Where fewer workers will do: how long more are waited for, and how often room for more is looked for."""
 QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.data", "ray._private.worker")
 
 
@@ -116,15 +119,17 @@ class RayBackend:
 
     def spmd(
         self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
-        kept: Callable[[], float] | None = None,
+        resumable: Resumable | None = None,
     ) -> Any:  # fmt: skip
         """Run fn on a group of workers (gloo on CPUs, NCCL on GPUs); see Backend.spmd."""
         self.release()
         losses, furthest = 0, -math.inf
         while True:
+            workers = _room(resources)
             try:
-                # In the main thread, Ray's handler of SIGINT would keep the controller of a lost group alive.
-                return Background(self._trainer(fn, payload, name, resources).fit).value().return_value
+                return _run(self._trainer(fn, payload, name, resources, workers), resources, workers, resumable)
+            except _PausedForMore:
+                continue
             except TrainingFailedError as error:
                 # Its frames hold the run's controller, and with it the CPUs of workers that are no longer needed.
                 failure = error.with_traceback(None)
@@ -133,7 +138,7 @@ class RayBackend:
                 raise own
             if isinstance(failure, ControllerError):
                 _free_orphaned_groups()
-            if kept is not None and (now := kept()) > furthest:
+            if resumable is not None and (now := resumable.kept()) > furthest:
                 losses, furthest = 0, now
             losses += 1
             if losses > self._worker_losses_allowed:
@@ -168,27 +173,66 @@ class RayBackend:
         )
 
     def _trainer(
-        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, name: str, resources: Resources
+        self, fn: Callable[[SpmdContext, Any], Any], payload: Any, name: str, resources: Resources, workers: int
     ) -> TorchTrainer:
-        per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-        if resources.gpus_per_worker:
-            per_worker["GPU"] = resources.gpus_per_worker
+        # Where fewer would do, a group that finds no room is given up, and room is looked for anew.
+        controller_failures = 60 if resources.min_workers is None else 0
         return TorchTrainer(
             _on_worker,
             train_loop_config={"fn": fn, "payload": payload},
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=workers,
                 use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker=per_worker,
+                resources_per_worker=_per_worker(resources),
             ),
             run_config=RunConfig(
                 name=name.replace("/", "-"),
                 storage_path=str(self._storage),
                 # A lost worker and an exception in fn look alike to Ray's own retries; spmd() tells them apart.
                 # The controller's limit counts minutes of waiting for workers that an autoscaler has yet to start.
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=60),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=controller_failures),
             ),
         )
+
+
+def _per_worker(resources: Resources) -> dict[str, float]:
+    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return {kind: float(amount) for kind, amount in need.items() if amount}
+
+
+def _room(resources: Resources) -> int:
+    """How many workers to begin with: as many as there is room for soon, and the fewest whenever there is."""
+    *more, fewest = resources.numbers_of_workers()
+    return next((number for number in more if _fits(resources, number, seconds=MORE_WITHIN_SECONDS)), fewest)
+
+
+def _fits(resources: Resources, workers: int, *, seconds: float) -> bool:
+    """Whether the cluster has room for so many workers more, or gets it in time."""
+    group = placement_group([_per_worker(resources)] * workers)
+    try:
+        return bool(group.wait(seconds))
+    finally:
+        remove_placement_group(group)
+
+
+class _PausedForMore(Exception):
+    """All is kept, and there is room for more workers."""
+
+
+def _run(trainer: TorchTrainer, resources: Resources, workers: int, resumable: Resumable | None) -> Any:
+    """Rank 0's value. Work of fewer workers than there should be is paused once there is room for twice as many."""
+    # In the main thread, Ray's handler of SIGINT would keep the controller of a lost group alive.
+    work, paused = Background(trainer.fit), False
+    while resumable is not None and workers < resources.workers and not work.wait(GROW_SECONDS):
+        if _fits(resources, workers, seconds=1.0):
+            resumable.pause()  # again and again: work that has not begun yet forgets it
+            paused = True
+    try:
+        return work.value().return_value
+    except TrainingFailedError as error:
+        if paused and isinstance(raised_by_fn(error), Preempted):
+            raise _PausedForMore from None
+        raise
 
 
 class _MapActor:

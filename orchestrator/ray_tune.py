@@ -121,8 +121,8 @@ def trials_at_once(resources: Resources, nodes: Sequence[Mapping[str, float]]) -
     """
     need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     workers = sum(min(int(node.get(kind, 0.0) // amount) for kind, amount in need.items() if amount) for node in nodes)
-    if workers >= resources.workers:
-        return workers // resources.workers
+    if workers >= resources.numbers_of_workers()[-1]:
+        return max(workers // resources.workers, 1)
     drivers = int(sum(node.get(TRIAL_DRIVER, 0.0) for node in nodes))
     if drivers and not any(node.get("CPU", 0.0) for node in nodes):
         return drivers  # a head that works for nobody: its workers come when they are asked for

@@ -30,6 +30,8 @@ class Resources:
     """Where and how a step runs. Never part of its identity: it must not change a number."""
 
     workers: int = 1
+    min_workers: int | None = None
+    """Where the cluster has no room for all workers, half as many, and so on, down to these; null: it is waited for."""
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
     checkpoint_seconds: float = 30.0
@@ -44,6 +46,11 @@ class Resources:
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus_per_worker < 1:
             raise ValueError(f"workers={self.workers}, cpus_per_worker={self.cpus_per_worker}: both must be at least 1")
+        if self.min_workers is not None and self.min_workers not in (halved := _halved(self.workers)):
+            raise ValueError(
+                f"min_workers={self.min_workers}: must be workers={self.workers}, halved as often as you like: "
+                f"{', '.join(map(str, halved))}"
+            )
         gpus = self.gpus_per_worker
         if not 0 <= gpus < math.inf or (gpus > 1 and gpus % 1):
             raise ValueError(f"gpus_per_worker={gpus}: must be 0, a part of 1, or a whole number")
@@ -53,6 +60,16 @@ class Resources:
             raise ValueError(f"checkpoint_steps={self.checkpoint_steps}: must be at least 1, or none")
         if self.data_mib < 1:
             raise ValueError(f"data_mib={self.data_mib}: must be at least 1")
+
+    def numbers_of_workers(self) -> list[int]:
+        """How many may work together, most first."""
+        least = self.workers if self.min_workers is None else self.min_workers
+        return [number for number in _halved(self.workers) if number >= least]
+
+
+def _halved(number: int) -> list[int]:
+    """It, its half, and so on while that is whole."""
+    return [number, *_halved(number // 2)] if number % 2 == 0 else [number]
 
 
 StepFunction = Callable[[Any, "StepContext"], None]

@@ -35,6 +35,11 @@ def listening(directory: Path) -> Iterator[None]:
         (directory / LISTENING_FILE).unlink(missing_ok=True)
 
 
+def ask_to_stop(directory: Path) -> None:
+    """Ask a step that listens to keep its state and end."""
+    (directory / STOP_FILE).touch()
+
+
 def asked_to_stop(directory: Path) -> bool:
     """Whether somebody has, since this step began to listen."""
     return (directory / STOP_FILE).exists()
@@ -44,7 +49,7 @@ def stop_all(directories: Iterable[Path], *, seconds: float) -> None:
     """Ask the steps that listen to keep their state and end, and wait until they have, for at most so long."""
     asked = [directory for directory in directories if (directory / LISTENING_FILE).exists()]
     for directory in asked:
-        (directory / STOP_FILE).touch()
+        ask_to_stop(directory)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any((directory / LISTENING_FILE).exists() for directory in asked):
         time.sleep(POLL_SECONDS)

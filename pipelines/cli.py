@@ -42,6 +42,8 @@ class Places:
     """Folder of all artifacts. The same folder again goes on where the last run stopped."""
     workers: int = 1
     """Workers that train one model together."""
+    min_workers: int | None = None
+    """With fewer nodes than that takes, training goes on with half the workers, and so on, down to these."""
     cpus_per_worker: int = 1
     """CPUs, and threads, of each worker."""
     gpus_per_worker: float = 0.0
@@ -77,6 +79,7 @@ class Places:
         """What each step may use."""
         return Resources(
             workers=self.workers,
+            min_workers=self.min_workers,
             cpus_per_worker=self.cpus_per_worker,
             gpus_per_worker=self.gpus_per_worker,
             checkpoint_seconds=self.checkpoint_seconds,
@@ -116,8 +119,8 @@ def fail(error: BaseException, code: int) -> int:
 
 def check_workers(config: TrainConfig, places: Places) -> None:
     """Raises ValueError when the workers are none, or cannot train this together."""
-    places.resources()
-    config.check_workers(places.workers)
+    for workers in places.resources().numbers_of_workers():
+        config.check_workers(workers)
 
 
 def choose(what: str, name: str, choices: dict[str, Any]) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from diffusion.precision import allow_tf32
-from orchestrator.backend import SpmdContext
+from orchestrator.backend import Resumable, SpmdContext
 from orchestrator.blobs import open_blobs
 from orchestrator.checkpoint import CheckpointStore
 from orchestrator.config import canonical_json, to_dict
 from orchestrator.step import StepContext
+from orchestrator.stopping import ask_to_stop
 from pipelines.decoded import MIB, cache_folder
 from pipelines.readers import open_reader
 from pipelines.trained import CONFIG
@@ -43,7 +45,8 @@ def run_training(config: Any, ctx: StepContext, build: Build[Any]) -> None:
     order = _order(config, ctx, build)
     store = CheckpointStore(open_blobs(order.place.checkpoints))
     name = f"{ctx.output.parent.name}-{ctx.output.name}"
-    summary = ctx.backend.spmd(train_worker, order, name=name, resources=ctx.resources, kept=store.clock)
+    resumable = Resumable(store.clock, partial(ask_to_stop, ctx.output))
+    summary = ctx.backend.spmd(train_worker, order, name=name, resources=ctx.resources, resumable=resumable)
     ctx.write_metrics(summary["metrics"], notes=summary["notes"])
 
 

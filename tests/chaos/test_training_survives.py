@@ -295,6 +295,36 @@ def test_a_process_that_is_stopped_is_followed_and_writes_nothing_when_it_wakes_
     assert same
 
 
+def test_a_training_goes_on_with_the_nodes_that_are_left_and_takes_the_ones_that_come(tmp_path: Path) -> None:
+    images, store = 64 * 500, tmp_path / "store"
+    assert call(tmp_path / "whole", images=images).returncode == 0
+    elastic = ("--workers", "2", "--min-workers", "1", *OFTEN)
+    with ray_cluster(tmp_path, head_cpus=0) as cluster:
+        nodes = [cluster.add_node(cpus=1), cluster.add_node(cpus=1)]
+        there = ("--address", cluster.address)
+        with begun(store, *there, *elastic, images=images, **cluster.environment) as process:
+            wait_until(lambda: saved_steps(store) >= 20, process)
+            before, began = steps_done(store), time.monotonic()
+            cluster.kill_node(nodes[1])
+            wait_until(lambda: saved_steps(store) > before + 10, process)
+            seconds = time.monotonic() - began
+            cluster.add_node(cpus=1)
+            wait_until(lambda: _workers(store)[-1] == 2, process)
+            assert process.wait(600) == 0, Path(f"{store}.log").read_text()
+    same = left(store) == left(tmp_path / "whole")
+    changes = _workers(store)
+    notes = f"workers were {', '.join(map(str, changes))}; recovery: until ten new steps were kept; {SAME}"
+    record(Finding("a Ray node killed and not replaced, --min-workers 1", 1, int(same), [seconds], notes=notes))
+    assert same
+    assert changes == [2, 1, 2]
+
+
+def _workers(store: Path) -> list[int]:
+    """How many trained together, each time."""
+    history = next(iter(store.glob(f"train/*/{HISTORY_FILE}")))
+    return [json.loads(line)["workers"] for line in history.read_text().splitlines()]
+
+
 def test_checkpoints_in_a_bucket_behind_a_failing_proxy_lose_nothing_and_slow_no_step(
     tmp_path: Path, undisturbed: Left
 ) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from diffusion.classifier import NoisyClassifier
 from diffusion.superres import SuperResUNet
 from diffusion.train_config import AllReduceConfig, TreeConfig
-from orchestrator.backend import LocalBackend, SpmdContext
+from orchestrator.backend import LocalBackend, Resumable, SpmdContext
 from orchestrator.journal import read_points
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources, Step
@@ -91,7 +91,7 @@ class Processes(LocalBackend):
 
     def spmd(
         self, fn: Callable[[SpmdContext, Any], Any], payload: Any, *, name: str, resources: Resources,
-        kept: Callable[[], float] | None = None,
+        resumable: Resumable | None = None,
     ) -> Any:  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             arguments = (resources.workers, Path(folder), fn, payload)
