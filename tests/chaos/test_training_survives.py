@@ -296,7 +296,7 @@ def test_a_process_that_is_stopped_is_followed_and_writes_nothing_when_it_wakes_
 
 
 def test_a_training_goes_on_with_the_nodes_that_are_left_and_takes_the_ones_that_come(tmp_path: Path) -> None:
-    images, store = 64 * 500, tmp_path / "store"
+    images, store = 64 * 400, tmp_path / "store"
     assert call(tmp_path / "whole", images=images).returncode == 0
     elastic = ("--workers", "2", "--min-workers", "1", *OFTEN)
     with ray_cluster(tmp_path, head_cpus=0) as cluster:

@@ -58,6 +58,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "features.network=inception"], "features.network='inception'"),
         ([STUDY, "--checkpoint-seconds", "nan"], "checkpoint_seconds=nan"),
         ([STUDY, "--data-mib", "0"], "data_mib=0"),
+        ([STUDY, "--workers", "4", "--min-workers", "3"], "min_workers=3: must be workers=4, halved"),
         ([STUDY, "--gpus-per-worker", "1.5"], "gpus_per_worker=1.5"),
         ([STUDY, "--store", "file://artifacts"], "file:///FOLDER"),
         ([STUDY, "--tracking-uri", "./mlruns"], "sqlite:///FILE"),

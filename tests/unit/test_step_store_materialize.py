@@ -70,6 +70,20 @@ def test_walking_gives_each_step_once_after_its_inputs() -> None:
     assert walk([step("top", a, b), a]) == [shared, a, b, step("top", a, b)]
 
 
+@pytest.mark.parametrize(
+    ("workers", "least", "numbers"),
+    [(4, None, [4]), (4, 1, [4, 2, 1]), (4, 2, [4, 2]), (6, 3, [6, 3]), (1, 1, [1]), (5, 5, [5])],
+)
+def test_fewer_workers_are_halves(workers: int, least: int | None, numbers: list[int]) -> None:
+    assert Resources(workers=workers, min_workers=least).numbers_of_workers() == numbers
+
+
+@pytest.mark.parametrize("least", [0, 3, 8])
+def test_fewest_workers_that_are_no_half_are_refused(least: int) -> None:
+    with pytest.raises(ValueError, match=f"min_workers={least}: must be workers=4, halved .*: 4, 2, 1"):
+        Resources(workers=4, min_workers=least)
+
+
 def test_a_second_call_runs_nothing_and_a_new_step_only_itself(store: ArtifactStore) -> None:
     shared, first = step("s"), step("a", step("s"))
     run([first], store)
