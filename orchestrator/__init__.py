@@ -2,6 +2,6 @@
 
 import os
 
-# Ray reads this as it is imported. Without it, whatever asks Ray for something after the end of a session, such as the
-# thread of a study that was told to end, starts a Ray of its own.
+# A thread that outlives ray.shutdown() must fail, not start a Ray of its own. Ray reads this as it is imported, by
+# whichever module of ours does so first.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")

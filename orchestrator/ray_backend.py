@@ -15,9 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# A thread that outlives ray.shutdown() must fail, not start a Ray of its own. Read when ray is imported.
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-
 import ray
 from ray._private.state import state as global_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
