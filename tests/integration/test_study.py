@@ -220,13 +220,26 @@ def test_a_study_ended_while_ray_starts_says_that_it_was_interrupted(tmp_path: P
     assert "run the same command again to go on" in log.read_text()
 
 
+def test_a_study_that_is_ended_while_it_trains_keeps_every_step_and_ends_with_75(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with begun(store, "--checkpoint-steps", "7", images=6_400) as process:
+        wait_until(lambda: training(store), process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    assert "run the same command again to go on" in Path(f"{store}.log").read_text()
+    for name in training(store):
+        last = json.loads((store / "train" / name / "journal.jsonl").read_text().splitlines()[-1])["step"]
+        kept = json.loads((store / "train" / name / "checkpoints" / "LATEST").read_text())["clock"]
+        assert last <= kept < 6_400
+
+
+@pytest.mark.chaos
 def test_a_study_whose_driver_was_ended_and_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     store, often = tmp_path / "store", ("--checkpoint-seconds", "0.5")
     with begun(store, *often, images=6_400) as process:
         wait_until(lambda: training(store), process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 75
-    assert "run the same command again to go on" in Path(f"{store}.log").read_text()
     with begun(store, *often, images=6_400) as process:
         wait_until(lambda: len(trained(store)) >= 2 and training(store), process)
         process.kill()
