@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
@@ -69,7 +71,10 @@ class LocalBlobs:
 
     def write(self, name: str, content: bytes) -> None:
         """See Blobs."""
-        write_durably(self._folder / name, content, halfway=lambda: failpoint("checkpoint.in-data"))
+        self._write(name, content, None)
+
+    def _write(self, name: str, content: bytes, turn: AbstractContextManager[object] | None) -> None:
+        write_durably(self._folder / name, content, halfway=lambda: failpoint("checkpoint.in-data"), turn=turn)
 
     def read(self, name: str) -> bytes:
         """See Blobs."""
@@ -97,9 +102,13 @@ class LocalBlobs:
 
     def swap(self, name: str, content: bytes, *, expected: str | None) -> str:
         """See Blobs. A version is the content's hash: the same content again is the same version."""
+        self._write(name, content, self._while_it_is(name, expected))
+        return hashlib.sha256(content).hexdigest()
+
+    @contextmanager
+    def _while_it_is(self, name: str, expected: str | None) -> Iterator[None]:
         with gate(self._folder / name):
             found = self.version(name)
             if (None if found is None else found[0]) != expected:
                 raise Conflict(f"{self._folder / name} was changed by somebody else")
-            self.write(name, content)
-        return hashlib.sha256(content).hexdigest()
+            yield

@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 GATE_SECONDS, GATE_POLL_SECONDS = 60.0, 0.005
@@ -23,10 +23,14 @@ def write_whole(file: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_durably(file: Path, content: bytes, *, halfway: Callable[[], None] = lambda: None) -> None:
+def write_durably(
+    file: Path, content: bytes, *, halfway: Callable[[], None] = lambda: None,
+    turn: AbstractContextManager[object] | None = None,
+) -> None:  # fmt: skip
     """The same, and when this returns a power cut loses nothing. Makes the folder. An OSError names the file.
 
-    halfway() is called when half of the content is on its way: there tests kill.
+    halfway() is called when half of the content is on its way: there tests kill. The file is replaced within turn,
+    which is held for no more than that: a process that is stopped within it stops others.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, half = _beside(file), len(content) // 2
@@ -37,7 +41,8 @@ def write_durably(file: Path, content: bytes, *, halfway: Callable[[], None] = l
                 halfway()
                 _write_all(stream.fileno(), content[half:])
                 os.fsync(stream.fileno())
-            partial.replace(file)
+            with turn or nullcontext():
+                partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
         _sync(file.parent)
