@@ -6,6 +6,7 @@ Nothing in the file is code: the header is JSON, and is held against the types o
 from __future__ import annotations
 
 import json
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -68,7 +69,8 @@ class Network(nn.Module, ABC):
         state = self.state_dict() if weights is None else weights
         check_weights(self.state_dict(), state, of=str(path))
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        partial = Path(f"{path}.partial")
+        # Another process may write the same file, too.
+        partial = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}.partial")
         try:
             save_file(kept, partial, metadata={HEADER: json.dumps(self.description()), **(metadata or {})})
             _put_in_order(partial)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlparse
@@ -53,7 +54,7 @@ class Blobs(Protocol):
 def open_blobs(location: str) -> Blobs:
     """The place of a path, a file:// URL or s3://BUCKET/PREFIX. Raises ValueError for any other."""
     parsed = urlparse(location)
-    if "://" not in location or parsed.scheme == "file":
+    if "://" not in location or (parsed.scheme == "file" and not parsed.netloc):
         return LocalBlobs(Path(url2pathname(parsed.path)) if parsed.scheme == "file" else Path(location))
     if parsed.scheme == "s3" and parsed.netloc:
         from orchestrator.s3_blobs import S3Blobs  # half a second to import: not for a folder
@@ -82,15 +83,17 @@ class LocalBlobs:
 
     def names(self) -> list[str]:
         """See Blobs. What a kill left half-written is listed, too, so that it can be removed."""
-        files = (path for path in self._folder.rglob("*") if path.is_file())
+        # os.walk passes over folders that somebody else removes meanwhile.
+        files = (Path(folder, name) for folder, _, names in os.walk(self._folder) for name in names)
         return [str(path.relative_to(self._folder)) for path in files]
 
     def delete(self, name: str) -> None:
         """See Blobs. A folder that held it alone goes with it."""
         file = self._folder / name
         file.unlink(missing_ok=True)
-        if file.parent != self._folder and file.parent.is_dir() and not any(file.parent.iterdir()):
-            file.parent.rmdir()
+        if file.parent != self._folder:
+            with suppress(OSError):  # it holds others, or somebody else removed it
+                file.parent.rmdir()
 
     def version(self, name: str) -> tuple[str, bytes] | None:
         """See Blobs."""

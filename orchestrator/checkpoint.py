@@ -127,7 +127,8 @@ class CheckpointStore:
         try:
             self._store(folder, files, clock)
         except CheckpointsTaken:
-            self._remove(folder)  # nobody needs it, and nobody should go on from it
+            with suppress(OSError):
+                self._remove(folder)  # nobody needs it, and nobody should go on from it
             raise
         self._good = [*(good for good in self._good if good != folder), folder]
         self._retain()

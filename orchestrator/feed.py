@@ -69,7 +69,7 @@ class TrackerFeed:
     def finish(self, table: ComparisonTable, files: Mapping[str, Path], failed: Mapping[str, str]) -> str | None:
         """Send what is left and the table; returns why something could not be sent, or None.
 
-        failed: trial.key -> why it ended without a result. One that is neither there nor done is left as it is.
+        failed: trial.key -> why it ended without a result. One that is neither there nor done was interrupted.
         """
         self._stop.set()
         self._thread.join()
@@ -79,6 +79,8 @@ class TrackerFeed:
             for trial in self._plans:
                 if trial.key in failed:
                     self._finish_failed(trial, failed[trial.key])
+                elif trial.key not in self._complete:
+                    self._finish_interrupted(trial)
             self._tracker.finish_study(
                 status="failed" if failed else "interrupted" if table.any_failed else "finished",
                 table_records=table.records(),
@@ -99,7 +101,7 @@ class TrackerFeed:
         try:
             send()
             self._trouble = None
-        except PapertableError as error:
+        except (PapertableError, OSError, ValueError) as error:
             self._trouble = str(error)  # the journals keep it all; the next attempt, or the next call, sends it
 
     def _send(self) -> None:
@@ -175,13 +177,16 @@ class TrackerFeed:
     def _finish_failed(self, trial: Trial, reason: str) -> None:
         self._tracker.finish_trial(trial.key, status="failed", metrics={}, notes=[reason], files={}, digest="")
 
+    def _finish_interrupted(self, trial: Trial) -> None:
+        self._tracker.finish_trial(
+            trial.key, status="interrupted", metrics={}, notes=["interrupted"], files={}, digest=""
+        )
+
     def _interrupted(self) -> None:
         self._open()
         for trial in self._plans:
             if trial.key not in self._complete:
-                self._tracker.finish_trial(
-                    trial.key, status="interrupted", metrics={}, notes=["interrupted"], files={}, digest=""
-                )
+                self._finish_interrupted(trial)
         self._tracker.finish_study(status="interrupted", table_records=[], files={}, tags={})
 
     def _digest(self, trial: Trial) -> str:

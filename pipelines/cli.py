@@ -70,10 +70,23 @@ class Places:
             )
         return ArtifactStore(self.store)
 
+    def checkpoint_place(self) -> str | None:
+        """Where checkpoints are kept, whatever folder a process is in: Ray's workers are in others."""
+        if self.checkpoints is None or "://" in self.checkpoints:
+            return self.checkpoints
+        folder = Path(self.checkpoints).expanduser()
+        if in_ray_job() and not folder.is_absolute():
+            raise ValueError(
+                f"--checkpoints {self.checkpoints}: inside a Ray job this is a folder within Ray's temporary copy of "
+                f"the code; name an absolute path"
+            )
+        return str(folder.resolve())
+
     def check_checkpoints(self) -> None:
         """Raises PreflightError when no checkpoint can be kept where they should be."""
-        if self.checkpoints is not None:
-            check_writable(open_blobs(self.checkpoints))
+        place = self.checkpoint_place()
+        if place is not None:
+            check_writable(open_blobs(place))
 
     def resources(self) -> Resources:
         """What each step may use."""
@@ -84,7 +97,7 @@ class Places:
             gpus_per_worker=self.gpus_per_worker,
             checkpoint_seconds=self.checkpoint_seconds,
             checkpoint_steps=self.checkpoint_steps,
-            checkpoints=self.checkpoints,
+            checkpoints=self.checkpoint_place(),
             data_mib=self.data_mib,
         )
 

@@ -168,6 +168,20 @@ def test_another_mlflow_learns_everything_from_the_store(
         assert [(p.step, p.value, p.timestamp) for p in first] == [(p.step, p.value, p.timestamp) for p in second]
 
 
+@pytest.mark.mlflow
+def test_a_cell_without_a_result_is_told_as_interrupted(study: Study, tmp_path: Path) -> None:
+    store, uri = Path(shutil.copytree(study.store, tmp_path / "store")), f"sqlite:///{tmp_path / 'other.db'}"
+    shutil.rmtree(next(store.glob("nll/*")))
+    told = report("sync", store, "--tracking-uri", uri)
+    assert told.returncode == 0, told.stderr
+    assert "FAILED (it has no result yet)" in told.stdout
+    other = MlflowClient(tracking_uri=uri)
+    experiment = other.get_experiment_by_name("iddpm-objectives")
+    assert experiment is not None
+    states = [run.info.status for run in other.search_runs([experiment.experiment_id])]
+    assert sorted(states) == ["FINISHED"] * (len(ROWS) - 1) + ["KILLED"] * 2  # the cell, and the study
+
+
 def test_a_row_that_fails_leaves_the_others_and_is_the_only_one_to_run_again(study: Study, tmp_path: Path) -> None:
     store = Path(shutil.copytree(study.store, tmp_path / "store"))
     nll = next(store.glob("nll/*"))

@@ -38,7 +38,7 @@ def test_the_pointer_says_where_the_newest_state_is(blobs: Blobs) -> None:
     assert {**said, "writer": ""} == {"clock": 20, "epoch": 1, "folder": "step-000000000020-000001", "writer": ""}
 
 
-@pytest.mark.parametrize("location", ["gs://bucket/x", "http://host/x", "s3://"])
+@pytest.mark.parametrize("location", ["gs://bucket/x", "http://host/x", "s3://", "file://relative"])
 def test_a_place_of_another_kind_is_refused_by_name(location: str) -> None:
     with pytest.raises(ValueError, match=f"checkpoints='{location}': name a folder"):
         open_blobs(location)
