@@ -120,11 +120,4 @@ class S3Blobs:
         except (NoCredentialsError, ParamValidationError) as error:
             raise OSError(f"{where}: {error}") from error
         except (BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
-            if isinstance(error, boto3.exceptions.S3UploadFailedError):
-                raise TransientError(f"{where}: the upload failed ({_reason(error)})") from error
             raise TransientError(f"{where}: {type(error).__name__}") from error
-
-
-def _reason(error: BaseException) -> str:
-    cause = error.__cause__ or error.__context__
-    return type(cause or error).__name__

@@ -35,9 +35,9 @@ class Resources:
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
     checkpoint_seconds: float = 30.0
-    """Longest time between two checkpoints of a step that keeps them."""
+    """Time between two checkpoints of a step that keeps them, or longer while one is still being stored."""
     checkpoint_steps: int | None = None
-    """Most steps between two of them; null: time alone decides."""
+    """Steps between two of them, likewise; null: time alone decides."""
     checkpoints: str | None = None
     """Where they are kept, a folder or s3://BUCKET/PREFIX; null: with the step."""
     data_mib: int = 8192

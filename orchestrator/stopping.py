@@ -46,10 +46,14 @@ def asked_to_stop(directory: Path) -> bool:
 
 
 def stop_all(directories: Iterable[Path], *, seconds: float) -> None:
-    """Ask the steps that listen to keep their state and end, and wait until they have, for at most so long."""
-    asked = [directory for directory in directories if (directory / LISTENING_FILE).exists()]
-    for directory in asked:
-        ask_to_stop(directory)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any((directory / LISTENING_FILE).exists() for directory in asked):
+    """Ask the steps that listen to keep their state and end, and wait until they have, for at most so long.
+
+    Those that begin to listen meanwhile are asked, too: what a killed process left is followed by one that forgot.
+    """
+    watched, deadline = list(directories), time.monotonic() + seconds
+    while at_work := [directory for directory in watched if (directory / LISTENING_FILE).exists()]:
+        for directory in at_work:
+            ask_to_stop(directory)
+        if time.monotonic() >= deadline:
+            return
         time.sleep(POLL_SECONDS)

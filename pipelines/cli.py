@@ -51,7 +51,7 @@ class Places:
     checkpoint_seconds: float = 30.0
     """Training keeps a checkpoint about so often."""
     checkpoint_steps: int | None = None
-    """And after at most so many steps."""
+    """And after so many steps; later, while the one before is still being stored."""
     checkpoints: str | None = None
     """Where training keeps them: a shared folder, or s3://BUCKET/PREFIX; by default with the step, in the store."""
     grace_seconds: float = 25.0

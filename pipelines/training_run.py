@@ -205,6 +205,8 @@ class TrainingRun:
         The model is what held-out images chose, else the first average, else the weights; further averages stand
         beside it.
         """
+        if self.is_first:
+            self.fence.check()  # a worker that came after this one writes the model
         rates, chosen = self.training.config.ema.rates, self.training.held_out.chosen()
         self._write(MODEL_FILE, self.state.ema_weights() if chosen is None else chosen, metadata)
         for rate in rates if chosen is not None else rates[1:]:

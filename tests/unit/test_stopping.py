@@ -46,6 +46,26 @@ def test_what_was_asked_of_the_one_before_is_forgotten(tmp_path: Path) -> None:
         assert not asked_to_stop(tmp_path)
 
 
+def test_who_begins_to_listen_where_another_one_was_killed_is_asked_too(tmp_path: Path) -> None:
+    (tmp_path / LISTENING_FILE).touch()
+    heard = []
+
+    def work() -> None:
+        time.sleep(0.5)  # the first one was asked meanwhile, in vain
+        with listening(tmp_path):
+            for _ in range(500):
+                if asked_to_stop(tmp_path):
+                    heard.append(True)
+                    return
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    stop_all([tmp_path], seconds=10)
+    thread.join()
+    assert heard
+
+
 def test_a_history_counts_how_often_work_was_taken_up_again(tmp_path: Path) -> None:
     for number in range(3):
         history = History(tmp_path)
