@@ -99,7 +99,7 @@ class Ours:
     def __init__(self, case: Case, dataset: Path, diffusion: DiffusionConfig, config: TrainConfig, home: Path) -> None:
         step = TrainStepConfig(model=case.model, diffusion=diffusion, train=config, seed=SEED)
         home.mkdir()
-        place = Place(home, str(home / "checkpoints"), None, checkpoint_seconds=1e9, checkpoint_steps=None)
+        place = Place(home, str(home / "checkpoints"), None, "", checkpoint_seconds=1e9, checkpoint_steps=None)
         reader = open_reader(
             dataset, "train", seed=SEED, batch_size=config.batch_size, shuffle_bytes=2**30, memory_bytes=2**30,
             cache=cache_folder(),

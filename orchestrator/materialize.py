@@ -36,10 +36,13 @@ def _once(steps: Iterable[Step]) -> list[Step]:
     return list({step.key: step for step in steps}.values())
 
 
-def materialize(steps: Iterable[Step], store: ArtifactStore, *, backend: Backend, resources: Resources) -> None:
+def materialize(
+    steps: Iterable[Step], store: ArtifactStore, *, backend: Backend, resources: Resources, began_by: str = ""
+) -> None:
     """Run what has no record yet. Raises StepFailed for the first step that does, its directory kept as it is.
 
-    A step that somebody else runs is waited for; one that somebody else took over meanwhile, too.
+    A step that somebody else runs is waited for; one that somebody else took over meanwhile, too. Who gives it a name
+    of its own, began_by, can ask what runs to stop (stopping.py).
     """
     for step in pending(steps, store):
         lease = store.root / ".leases" / f"{step.name}-{step.fingerprint}.lease"
@@ -47,16 +50,18 @@ def materialize(steps: Iterable[Step], store: ArtifactStore, *, backend: Backend
             try:
                 with hold(lease, f"step {step.key}") as fence:
                     if not store.is_done(step):  # somebody may have run it while we waited
-                        _run(step, store, backend, resources, fence)
+                        _run(step, store, backend, resources, fence, began_by)
             except LeaseLost as lost:
                 print(f"{lost}: waiting for it", file=sys.stderr, flush=True)
 
 
-def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resources, fence: Fence) -> None:
+def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resources, fence: Fence, began_by: str) -> None:
     output = store.path(step)
     output.mkdir(parents=True, exist_ok=True)
     inputs = {role: store.path(before) for role, before in step.inputs.items()}
-    context = StepContext(inputs=inputs, output=output, backend=backend, resources=resources, fence=fence)
+    context = StepContext(
+        inputs=inputs, output=output, backend=backend, resources=resources, fence=fence, began_by=began_by
+    )
     context.progress(done=0, total=0, unit="")
     (output / FAILURE_FILE).unlink(missing_ok=True)
     began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,15 @@ class TrialRunner:
     store: str
     backend: Backend
     resources: Resources
+    began_by: str
 
     def __call__(self, trial: Trial) -> None:
         steps = self.plan(trial.config).values()
         try:
-            materialize(steps, ArtifactStore(self.store), backend=self.backend, resources=self.resources)
+            materialize(
+                steps, ArtifactStore(self.store), backend=self.backend, resources=self.resources,
+                began_by=self.began_by,
+            )  # fmt: skip
         finally:
             self.backend.release()
 
@@ -231,7 +236,8 @@ def _launch(
     store: ArtifactStore, launcher: Launcher, resources: Resources, display: Display, grace_seconds: float,
 ) -> dict[str, str]:  # fmt: skip
     with launcher, display:
-        runner = TrialRunner(plan, str(store.root), launcher.backend, resources)
+        began_by = uuid.uuid4().hex
+        runner = TrialRunner(plan, str(store.root), launcher.backend, resources, began_by)
         steps = {trial: list(plans[trial].values()) for trial in plans}
         watcher = Watcher(store, steps, concurrent=launcher.concurrent)
         work = Background(lambda: launcher.launch(waiting, runner, name=f"{experiment.name}-{experiment.key()}"))
@@ -240,7 +246,8 @@ def _launch(
                 watcher.look()
                 display.show(watcher)
         except BaseException:
-            stop_all({store.path(step) for cell in steps.values() for step in walk(cell)}, seconds=grace_seconds)
+            listeners = {store.path(step) for cell in steps.values() for step in walk(cell)}
+            stop_all(listeners, began_by=began_by, seconds=grace_seconds)
             launcher.stop()
             work.wait(STOP_SECONDS)
             raise

@@ -131,6 +131,8 @@ class StepContext:
     resources: Resources
     fence: Fence | None = None
     """Lets the holder of the step's lease write, and nobody else; None where nobody else could."""
+    began_by: str = ""
+    """The command whose work this is, by a name of its own: stopping.py."""
 
     def write_metrics(
         self,

@@ -1,17 +1,19 @@
 """How does work on other machines learn that it should end? By a file in its step's directory, which it looks for.
 
 Work that can keep its state listens; other work is simply ended. A notice of a spot machine's end is some seconds old
-when all state must be kept.
+when all state must be kept. Commands that share a store know their own work from that of others by a name, began_by.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from orchestrator.errors import PapertableError
+from orchestrator.errors import LeaseLost, PapertableError
+from orchestrator.files import write_whole
+from orchestrator.lease import Fence
 
 STOP_FILE = "stop"
 LISTENING_FILE = "listening"
@@ -25,35 +27,49 @@ class Preempted(PapertableError):
 
 
 @contextmanager
-def listening(directory: Path) -> Iterator[None]:
-    """Within the block, whoever asks this step to stop waits for its end. What was asked before is forgotten."""
-    (directory / STOP_FILE).unlink(missing_ok=True)
-    (directory / LISTENING_FILE).touch()
+def listening(directory: Path, *, began_by: str, fence: Fence) -> Iterator[None]:
+    """Within the block, the command that began this work can ask it to stop, and waits for its end.
+
+    What was asked before is forgotten. Raises LeaseLost when others have taken the work over: they listen then.
+    """
+    with fence.guard():
+        (directory / STOP_FILE).unlink(missing_ok=True)
+        write_whole(directory / LISTENING_FILE, began_by)
     try:
         yield
     finally:
-        (directory / LISTENING_FILE).unlink(missing_ok=True)
+        with suppress(LeaseLost, OSError), fence.guard():
+            (directory / LISTENING_FILE).unlink(missing_ok=True)
 
 
-def ask_to_stop(directory: Path) -> None:
-    """Ask a step that listens to keep its state and end."""
-    (directory / STOP_FILE).touch()
+def ask_to_stop(directory: Path, *, began_by: str) -> None:
+    """Ask the work of a step to keep its state and end, if it listens and that command began it."""
+    if _said(directory / LISTENING_FILE) == began_by:
+        write_whole(directory / STOP_FILE, began_by)
 
 
-def asked_to_stop(directory: Path) -> bool:
-    """Whether somebody has, since this step began to listen."""
-    return (directory / STOP_FILE).exists()
+def asked_to_stop(directory: Path, *, began_by: str) -> bool:
+    """Whether it has been asked so since it began to listen."""
+    return _said(directory / STOP_FILE) == began_by
 
 
-def stop_all(directories: Iterable[Path], *, seconds: float) -> None:
-    """Ask the steps that listen to keep their state and end, and wait until they have, for at most so long.
+def stop_all(directories: Iterable[Path], *, began_by: str, seconds: float) -> None:
+    """Ask what that command began and what listens to keep its state and end; wait for it, for at most so long.
 
-    Those that begin to listen meanwhile are asked, too: what a killed process left is followed by one that forgot.
+    What begins to listen meanwhile is asked, too: what a killed process left is followed by one that forgot.
     """
     watched, deadline = list(directories), time.monotonic() + seconds
-    while at_work := [directory for directory in watched if (directory / LISTENING_FILE).exists()]:
+    while at_work := [directory for directory in watched if _said(directory / LISTENING_FILE) == began_by]:
         for directory in at_work:
-            ask_to_stop(directory)
+            if not asked_to_stop(directory, began_by=began_by):
+                ask_to_stop(directory, began_by=began_by)
         if time.monotonic() >= deadline:
             return
         time.sleep(POLL_SECONDS)
+
+
+def _said(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return None

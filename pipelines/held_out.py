@@ -5,6 +5,7 @@ All workers share the images in blocks of a fixed size, so what is measured hang
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ class BestByLoss(HeldOut):
         if state.step % self._every_steps and state.images_seen < state.config.images:
             return {}
         found = self._measured()
-        if self._found is None or found["held_out_loss"] < self._found["held_out_loss"]:
+        best = math.nan if self._found is None else self._found["held_out_loss"]
+        if found["held_out_loss"] < best or math.isnan(best):
             self._found = {**found, "best_at_images": float(state.images_seen)}
             for name, tensor in self._network.state_dict().items():
                 self._best[name].copy_(tensor)

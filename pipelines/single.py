@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,13 +73,17 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
         prepare_sources(list(steps.values()), store, resources)
         family.check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
-            work = Background(lambda: materialize([steps[role]], store, backend=backend, resources=resources))
+            began_by = uuid.uuid4().hex
+            work = Background(
+                lambda: materialize([steps[role]], store, backend=backend, resources=resources, began_by=began_by)
+            )
             try:
                 with StepDisplay() as display:
                     while not work.wait(WAIT_SECONDS):  # Ray would take over a main thread's signals
                         _show(display, steps[role], store)
             except Interrupted:
-                stop_all(map(store.path, walk([steps[role]])), seconds=places.grace_seconds)
+                listeners = map(store.path, walk([steps[role]]))
+                stop_all(listeners, began_by=began_by, seconds=places.grace_seconds)
                 raise
             work.value()
         said = store.metrics(steps[role])

@@ -45,7 +45,7 @@ def run_training(config: Any, ctx: StepContext, build: Build[Any]) -> None:
     order = _order(config, ctx, build)
     store = CheckpointStore(open_blobs(order.place.checkpoints))
     name = f"{ctx.output.parent.name}-{ctx.output.name}"
-    resumable = Resumable(store.clock, partial(ask_to_stop, ctx.output))
+    resumable = Resumable(store.clock, partial(ask_to_stop, ctx.output, began_by=ctx.began_by))
     summary = ctx.backend.spmd(train_worker, order, name=name, resources=ctx.resources, resumable=resumable)
     ctx.write_metrics(summary["metrics"], notes=summary["notes"])
 
@@ -57,6 +57,7 @@ def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
         output=ctx.output,
         checkpoints=own if resources.checkpoints is None else f"{resources.checkpoints.rstrip('/')}/{step}",
         fence=ctx.fence,
+        began_by=ctx.began_by,
         checkpoint_seconds=resources.checkpoint_seconds,
         checkpoint_steps=resources.checkpoint_steps,
     )

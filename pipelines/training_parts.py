@@ -69,5 +69,7 @@ class Place:
     checkpoints: str
     """A folder, or s3://BUCKET/PREFIX."""
     fence: Fence | None
+    began_by: str
+    """The command that may ask it to stop, by name."""
     checkpoint_seconds: float
     checkpoint_steps: int | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,7 +29,6 @@ from orchestrator.backend import SpmdContext
 from orchestrator.blobs import open_blobs
 from orchestrator.checkpoint import CheckpointStore
 from orchestrator.checkpoint_writer import CheckpointWriter
-from orchestrator.config import canonical_json
 from orchestrator.failpoints import ARMED, failpoint
 from orchestrator.history import History
 from orchestrator.journal import Journal
@@ -84,12 +84,12 @@ class TrainingRun:
             if self.is_first:
                 self.window.begin(window)
         if self.is_first:
+            self.fence.check()
             self.history.add(resumed_at=self.state.images_seen, workers=self.spmd.world_size, damage=self.damage)
 
     def _kept(self) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
         """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
-        with self.fence.guard():
-            self.store.claim()  # not from a worker that came after this one
+        self.store.claim(turn=self.fence.guard)  # not from a worker that came after this one
         checkpoint = self.store.resume(on_damage=self.damage.append)
         if checkpoint is None:
             return None, None
@@ -109,7 +109,8 @@ class TrainingRun:
         if not self.is_first:
             self._train_along()
             return
-        with listening(self.place.output), CheckpointWriter(self.store) as writer:
+        heard = listening(self.place.output, began_by=self.place.began_by, fence=self.fence)
+        with heard, CheckpointWriter(self.store) as writer:
             self._train_and_keep(writer)
             self._keep_now(writer)
 
@@ -141,7 +142,7 @@ class TrainingRun:
             if now - shown >= PROGRESS_SECONDS:
                 self._show(writer)
                 writer.check()
-                stop, shown = asked_to_stop(place.output), now
+                stop, shown = asked_to_stop(place.output, began_by=place.began_by), now
             if self._ended() or (self.is_spread and not self._window_ends()):
                 continue  # workers that must agree do so between windows alone
             steps = self.state.step - saved_step
@@ -189,7 +190,8 @@ class TrainingRun:
     def _offer(self, writer: CheckpointWriter) -> None:
         """Hand over a copy of the whole state, which training then goes on to change."""
         tensors = self._copies()
-        meta = canonical_json({**self._meta(), WINDOW: self.window.unfinished()}).encode()
+        # Not canonical_json(): a metric may be nan, and what training is judged by is the loss.
+        meta = json.dumps({**self._meta(), WINDOW: self.window.unfinished()}, sort_keys=True).encode()
         described = {HEADER: json.dumps(self._description())}
 
         def files() -> dict[str, bytes]:
@@ -205,8 +207,6 @@ class TrainingRun:
         The model is what held-out images chose, else the first average, else the weights; further averages stand
         beside it.
         """
-        if self.is_first:
-            self.fence.check()  # a worker that came after this one writes the model
         rates, chosen = self.training.config.ema.rates, self.training.held_out.chosen()
         self._write(MODEL_FILE, self.state.ema_weights() if chosen is None else chosen, metadata)
         for rate in rates if chosen is not None else rates[1:]:
@@ -224,7 +224,14 @@ class TrainingRun:
     def _write(self, file: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         together = {name: whole(tensor) for name, tensor in weights.items()}
         if self.is_first:
-            self.training.network.save(self.place.output / file, weights=together, metadata=metadata)
+            # A worker that came after this one writes the model: until it is this one's turn, by another name.
+            partial = self.place.output / f".{file}.{uuid.uuid4().hex}"
+            try:
+                self.training.network.save(partial, weights=together, metadata=metadata)
+                with self.fence.guard():
+                    partial.replace(self.place.output / file)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _copies(self) -> dict[str, Tensor]:
         """The whole state, on the CPU; of a network that is spread, all workers put it together."""
@@ -261,9 +268,9 @@ class TrainingRun:
             facts["not saving"] = writer.trouble
         if self.history.recoveries:
             facts["recoveries"] = self.history.recoveries
-        write_progress(
-            self.place.output, done=self.state.images_seen, total=self.training.config.images, unit="img", facts=facts
-        )
+        done, total = self.state.images_seen, self.training.config.images
+        with self.fence.guard():
+            write_progress(self.place.output, done=done, total=total, unit="img", facts=facts)
 
     def _notes(self) -> list[str]:
         sampler, state = self.training.config.timesteps, self.state

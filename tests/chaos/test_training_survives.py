@@ -272,6 +272,21 @@ def test_two_processes_that_are_told_the_same_train_it_once(tmp_path: Path, undi
     assert once
 
 
+def test_a_process_that_waits_for_another_ones_training_ends_alone(tmp_path: Path, undisturbed: Left) -> None:
+    store = tmp_path / "store"
+    with begun(store, *OFTEN) as first:
+        wait_until(lambda: is_training(store), first)
+        with begun(store, *OFTEN) as waiting:
+            log = Path(f"{store}.log")
+            wait_until(lambda: "waiting for step" in log.read_text(), waiting)
+            waiting.terminate()
+            assert waiting.wait(60) == 75
+        assert first.wait(600) == 0
+    same = left(store) == undisturbed
+    record(Finding("SIGTERM of a process that waits for another one's training", 1, int(same), notes=f"once; {SAME}"))
+    assert same
+
+
 def test_a_process_that_is_stopped_is_followed_and_writes_nothing_when_it_wakes_up(
     tmp_path: Path, undisturbed: Left
 ) -> None:

@@ -43,7 +43,7 @@ def training(output: Path, reader: ImageReader, *, flip: bool = False, rank: int
     train = TrainConfig(images=10 * BATCH, batch_size=BATCH, flip=flip, reduction=TreeConfig(shards=8))
     config = TrainStepConfig(model=model, diffusion=DiffusionConfig(num_timesteps=20), train=train, seed=0)
     output.mkdir(exist_ok=True)
-    place = Place(output, str(output / "checkpoints"), None, checkpoint_seconds=1000.0, checkpoint_steps=None)
+    place = Place(output, str(output / "checkpoints"), None, "", checkpoint_seconds=1000.0, checkpoint_steps=None)
     return TrainingRun(diffusion_training(config, "cpu"), worker(rank, workers), place, reader)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -15,14 +17,16 @@ from diffusion.checkpoints import header_of
 from diffusion.gaussian import DiffusionConfig
 from diffusion.precision import Precision
 from diffusion.train_config import TrainConfig, TreeConfig
+from diffusion.train_state import TrainState, build_train_state
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
 from orchestrator.stopping import Preempted
 from pipelines import training_run
+from pipelines.held_out import BestByLoss
 from pipelines.readers import Batch, Share
 from pipelines.train import diffusion_training
 from pipelines.trained import TrainStepConfig
-from pipelines.training_parts import Place
+from pipelines.training_parts import HeldOut, Place
 from pipelines.training_run import TrainingRun
 
 CONFIG = TrainStepConfig(
@@ -48,7 +52,7 @@ class Black(nullcontext):
 
 
 def training(output: Path, config: TrainStepConfig) -> TrainingRun:
-    place = Place(output, str(output / "checkpoints"), None, checkpoint_seconds=1000.0, checkpoint_steps=None)
+    place = Place(output, str(output / "checkpoints"), None, "", checkpoint_seconds=1000.0, checkpoint_steps=None)
     alone = SpmdContext(rank=0, world_size=1, local_rank=0, device="cpu")
     return TrainingRun(diffusion_training(config, "cpu"), alone, place, Black())
 
@@ -76,6 +80,15 @@ def curve(output: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line["metrics"].items() if key not in speeds} for line in lines]
 
 
+def train_until(step: int | None, run: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and stop at a step when one is named."""
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "PROGRESS_SECONDS", 0.0)
+        patched.setattr(training_run, "asked_to_stop", lambda _, began_by: run.state.step == step)
+        with nullcontext() if step is None else pytest.raises(Preempted, match="run the same command again"):
+            run.train()
+
+
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 def test_a_training_that_is_stopped_in_the_middle_of_a_window_journals_what_one_that_was_not_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
@@ -89,11 +102,37 @@ def test_a_training_that_is_stopped_in_the_middle_of_a_window_journals_what_one_
     for stop in (3, 14, None):
         run = training(tmp_path / "stopped", config)
         run.resume()
-        monkeypatch.setattr(training_run, "PROGRESS_SECONDS", 0.0)
-        monkeypatch.setattr(training_run, "asked_to_stop", lambda _, run=run, stop=stop: run.state.step == stop)
-        with nullcontext() if stop is None else pytest.raises(Preempted, match="run the same command again"):
-            run.train()
+        train_until(stop, run, monkeypatch)
     assert len(curve(tmp_path / "whole")) == 2
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
     whole, stopped = (max(tmp_path.glob(f"{name}/checkpoints/step-*/state.*")) for name in ("whole", "stopped"))
     assert whole.read_bytes() == stopped.read_bytes()
+
+
+def test_a_metric_that_is_nan_is_kept_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(HeldOut):
+        def after(self, state: TrainState) -> dict[str, float]:
+            return {"odd": math.nan} if state.step == 2 else {}
+
+    for stop in (3, None):
+        run = training(tmp_path, CONFIG)
+        run.training = replace(run.training, held_out=Odd())
+        run.resume()
+        train_until(stop, run, monkeypatch)
+    assert [line["odd"] for line in curve(tmp_path)] == ["nan"]
+
+
+def test_a_held_out_loss_that_was_nan_is_beaten_by_any_number_and_beats_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = diffusion_training(CONFIG, "cpu")
+    state = build_train_state(CONFIG.train, built.network, num_timesteps=CONFIG.diffusion.num_timesteps)
+    best = BestByLoss(
+        built.network, built.objective, np.zeros(0), np.zeros(0), prepare=torch.Tensor.float, every_steps=1,
+        precision="float32", device="cpu",
+    )  # fmt: skip
+    losses = iter([math.nan, 3.0, math.nan, 2.0, 2.5])
+    monkeypatch.setattr(BestByLoss, "_measured", lambda _: {"held_out_loss": next(losses)})
+    chosen = []
+    for _ in range(5):
+        best.after(state)
+        chosen.append(best.metrics()["held_out_loss"])
+    assert chosen[1:] == [3.0, 3.0, 2.0, 2.0]
