@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from orchestrator.failpoints import failpoint
-from orchestrator.files import gate, write_durably
+from orchestrator.files import gate, gate_file, write_durably
 
 
 class Conflict(Exception):
@@ -42,7 +42,7 @@ class Blobs(Protocol):
         """Of all files, in no order."""
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing where there is none."""
+        """Remove a file, which nobody swaps any more; nothing where there is none."""
 
     def version(self, name: str) -> tuple[str, bytes] | None:
         """What swap() takes for the file as it is now, and its content; None where there is none."""
@@ -91,6 +91,7 @@ class LocalBlobs:
         """See Blobs. A folder that held it alone goes with it."""
         file = self._folder / name
         file.unlink(missing_ok=True)
+        gate_file(file).unlink(missing_ok=True)
         if file.parent != self._folder:
             with suppress(OSError):  # it holds others, or somebody else removed it
                 file.parent.rmdir()

@@ -18,7 +18,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -80,8 +80,11 @@ class CheckpointStore:
         self._good: list[str] = []
         """Folders of states that verified or were written by us, oldest first."""
 
-    def claim(self) -> None:
-        """Be the one who writes here: whoever was before can keep nothing more. TransientError after two minutes."""
+    def claim(self, *, turn: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        """Be the one who writes here: whoever was before can keep nothing more. TransientError after two minutes.
+
+        turn() is held for each try to do so, and says by what it raises who may not.
+        """
         while self._version is None:
             found = _patiently(lambda: self._blobs.version(POINTER))
             version, content = (None, b"") if found is None else found
@@ -89,8 +92,12 @@ class CheckpointStore:
             epoch = 1 + max([pointer.epoch, *(epoch for _, epoch in self._folders())])
             mine = _Pointer(pointer.clock, epoch, pointer.folder, self._writer).encoded()
             with suppress(Conflict):  # another one came between: it is followed in turn
-                self._version = _patiently(lambda: self._blobs.swap(POINTER, mine, expected=version))  # noqa: B023
+                self._version = _patiently(lambda: self._swapped(mine, version, turn))  # noqa: B023
                 self._epoch = epoch
+
+    def _swapped(self, mine: bytes, version: str | None, turn: Callable[[], AbstractContextManager[object]]) -> str:
+        with turn():
+            return self._blobs.swap(POINTER, mine, expected=version)
 
     def resume(self, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
         """The newest state that verifies, and from now on this process's alone to follow. None where there is none.
@@ -130,6 +137,10 @@ class CheckpointStore:
             with suppress(OSError):
                 self._remove(folder)  # nobody needs it, and nobody should go on from it
             raise
+        except FileNotFoundError as error:
+            if (found := self._blobs.version(POINTER)) is None or found[0] == self._version:
+                raise
+            raise self._taken() from error  # who took it removes what others left half-written
         self._good = [*(good for good in self._good if good != folder), folder]
         self._retain()
 
@@ -147,10 +158,13 @@ class CheckpointStore:
         try:
             self._version = self._blobs.swap(POINTER, pointer.encoded(), expected=self._version)
         except Conflict as conflict:
-            raise CheckpointsTaken(
-                f"{self._blobs.location}: another process, of another store, keeps its checkpoints here now; end one "
-                f"of the two, or give it a place of its own with --checkpoints"
-            ) from conflict
+            raise self._taken() from conflict
+
+    def _taken(self) -> CheckpointsTaken:
+        return CheckpointsTaken(
+            f"{self._blobs.location}: another process, of another store, keeps its checkpoints here now; end one of "
+            f"the two, or give it a place of its own with --checkpoints"
+        )
 
     def _folders(self) -> set[tuple[str, int]]:
         """All folders of states, whole or not, and their epochs."""
@@ -174,9 +188,16 @@ class CheckpointStore:
                 self._blobs.delete(name)
 
     def _retain(self) -> None:
-        """Remove all but the newest good states, of this epoch and those before it; never what a later one wrote."""
-        self._good = self._good[-self._keep :]
-        for name in self._blobs.names():
+        """Remove all but the newest good states, of this epoch and those before it; never what a later one wrote.
+
+        Nothing while there are fewer than should stay: one that we went on from may have been a former writer's, who
+        removed it as it was not LATEST yet.
+        """
+        names = self._blobs.names()
+        self._good = [folder for folder in self._good if f"{folder}/{MANIFEST}" in names][-self._keep :]
+        if len(self._good) < self._keep:
+            return
+        for name in names:
             folder = name.split("/")[0]
             match = FOLDER.fullmatch(folder)
             if match is not None and folder not in self._good and int(match[2]) <= self._epoch:

@@ -62,6 +62,12 @@ class LeaseLost(PapertableError):
     exit_code = 3
 
 
+class GateHeld(PapertableError, TimeoutError):
+    """Another process stayed for a minute where a moment is enough, with a file that we have to change."""
+
+    exit_code = 3
+
+
 class CheckpointsTaken(PapertableError):
     """Another process keeps its checkpoints where this one did."""
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from orchestrator.errors import GateHeld
+
 GATE_SECONDS, GATE_POLL_SECONDS = 60.0, 0.005
 
 
@@ -45,28 +47,40 @@ def write_durably(
                 partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
-        _sync(file.parent)
+        sync(file.parent)
+
+
+def sync(path: Path) -> None:
+    """When this returns a power cut loses nothing of a file that is written, or of a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def gate(file: Path) -> Iterator[None]:
     """Within the block nobody else is within a block of the same file: held by a lock on another one beside it.
 
-    Raises TimeoutError when another process stays there for a minute: one that was stopped in it, say.
+    Raises GateHeld when another process stays there for a minute: one that was stopped in it, say.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f".{file.name}.gate").open("a") as lock:
+    with gate_file(file).open("a") as lock:
         deadline = time.monotonic() + GATE_SECONDS
         while not _locked(lock.fileno()):
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{lock.name}: another process has held it for {GATE_SECONDS:g} s; end it, if it hangs"
-                )
+                raise GateHeld(f"{lock.name}: another process has held it for {GATE_SECONDS:g} s; end it, if it hangs")
             time.sleep(GATE_POLL_SECONDS)
         try:
             yield
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile has the file open, too
+
+
+def gate_file(file: Path) -> Path:
+    """What gate() locks. It stays: one that is removed while somebody waits for it would let two in."""
+    return file.with_name(f".{file.name}.gate")
 
 
 def _locked(descriptor: int) -> bool:
@@ -96,11 +110,3 @@ def _write_all(descriptor: int, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

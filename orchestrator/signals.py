@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM raise Interrupted in the main thread, once; a second one is not caught."""
+    """Within the block, SIGINT and SIGTERM raise Interrupted in the main thread, each once: not the same again."""
 
     def interrupt(signum: int, _: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from orchestrator.blobs import Blobs, Conflict
 from orchestrator.checkpoint import MANIFEST, POINTER, Checkpoint, CheckpointStore
-from orchestrator.errors import CheckpointsTaken
+from orchestrator.errors import CheckpointsTaken, LeaseLost
 
 FIRST, SECOND, THIRD = ({"state": word * 100, "meta": b"{}"} for word in (b"one", b"two", b"three"))
 
@@ -136,6 +138,53 @@ class PlaceContract:
         checkpoint, _ = found(blobs)
         assert checkpoint is not None
         assert checkpoint.files == THIRD
+
+    def test_a_claim_waits_for_its_turn_and_who_has_none_takes_nothing(self, blobs: Blobs) -> None:
+        store = saved(blobs)
+
+        @contextmanager
+        def never() -> Iterator[None]:
+            raise LeaseLost("taken over")
+            yield
+
+        with pytest.raises(LeaseLost):
+            CheckpointStore(blobs).claim(turn=never)
+        store.save(THIRD, clock=30)
+
+    def test_a_state_that_its_writer_removed_after_its_successor_had_read_it_does_not_count(
+        self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        former, successor = saved(blobs), CheckpointStore(blobs)
+
+        def meanwhile(store: CheckpointStore, pointer: object) -> None:
+            monkeypatch.undo()  # once
+            checkpoint = successor.resume(on_damage=pytest.fail)
+            assert checkpoint is not None
+            assert checkpoint.clock == 30
+            store._point(pointer)
+
+        monkeypatch.setattr(CheckpointStore, "_point", meanwhile)
+        with pytest.raises(CheckpointsTaken):
+            former.save(THIRD, clock=30)
+        successor.save(FIRST, clock=40)
+        assert clocks(blobs) == [10, 20, 40]
+        successor.save(FIRST, clock=50)
+        assert clocks(blobs) == [40, 50]
+
+    def test_who_finds_its_files_removed_is_told_by_whom(self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+        former = saved(blobs)
+
+        def gone(name: str, content: bytes) -> None:
+            raise FileNotFoundError(name)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(blobs, "write", gone)
+            with pytest.raises(FileNotFoundError):
+                former.save(THIRD, clock=30)
+        CheckpointStore(blobs).claim()
+        monkeypatch.setattr(blobs, "write", gone)
+        with pytest.raises(CheckpointsTaken, match="of another store, keeps its checkpoints here now"):
+            former.save(THIRD, clock=30)
 
     def test_who_comes_after_a_lost_pointer_overwrites_nothing(self, blobs: Blobs) -> None:
         former = saved(blobs)
