@@ -75,7 +75,9 @@ def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
             Column(
                 metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images"
             ),
-            Column(metric="fd", label="Frechet distance", format=".2f", best="min", count="fd_samples"),
+            Column(
+                metric="fd", label="Frechet distance", format=".2f", best="min", error="fd_se", count="fd_samples"
+            ),
             Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples"),
         ),
         paper_columns=(

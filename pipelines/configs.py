@@ -9,7 +9,8 @@ from diffusion.schedule import kept_timesteps
 from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from pipelines.data import DataConfig
-from pipelines.evaluate import FeaturesConfig, MetricsConfig
+from pipelines.evaluate import MetricsConfig
+from pipelines.features import FeaturesConfig
 from pipelines.nll import NllConfig
 from pipelines.sample import SampleConfig
 
@@ -49,6 +50,11 @@ class RunConfig:
             raise ValueError(
                 f"metrics.kid_subset_size={self.metrics.kid_subset_size}: must be at most "
                 f"sample.count={self.sample.count}; lower the one or raise the other"
+            )
+        if self.metrics.fewest_images > self.sample.count:
+            raise ValueError(
+                f"sample.count={self.sample.count}: the metrics and their intervals take at least "
+                f"{self.metrics.fewest_images} samples"
             )
         self._check_respacing()
         self._check_seeds()

@@ -1,44 +1,28 @@
-"""How far are the samples from held-out images? Features of both, then the Frechet distance and KID between them.
+"""How far are the samples from held-out images? Distances, scores and shares of their features, each with its error.
 
-python pipelines/evaluate.py tiny --store artifacts
+    python pipelines/evaluate.py tiny --store artifacts
+    python pipelines/evaluate.py reference.npz samples.npz
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from diffusion.metrics.inception import EfficientNetLite0Features, clean_fid_frechet_distance
+from diffusion.metrics.features import Features
+from diffusion.metrics.frechet import Gaussian
+from diffusion.metrics.frechet_uncertainty import GROUPS, frechet_estimates
+from diffusion.metrics.inception_score import SPLIT_SIZE, inception_score_interval
+from diffusion.metrics.intervals import Estimate, of_standard_error
 from diffusion.metrics.kid import kid
+from diffusion.metrics.precision_recall import Distances, precision_recall
 from diffusion.metrics.stats import GaussianStats
-from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks
-from pipelines.devices import worker_device
-from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
-from pipelines.shards import read_split
+from orchestrator.step import Step, StepContext
+from pipelines.features import Extracted
 
-VERSION = 3
-BLOCK = 256
-FEATURES_FILE = "features.npz"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeaturesConfig:
-    """The network that sees the images. A distance over it is named after it; only Inception's is a FID."""
-
-    network: Literal["efficientnet-lite0"] = "efficientnet-lite0"
-    size: int = 64
-    """Pixels a side to which images are resized before the network sees them."""
-
-    def __post_init__(self) -> None:
-        if not 32 <= self.size <= 224:
-            raise ValueError(f"features.size={self.size}: between 32 and 224 pixels")
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +31,12 @@ class MetricsConfig:
 
     kid_subsets: int = 100
     kid_subset_size: int = 200
+    neighbours: int = 3
+    """k of precision and recall: 3 in ADM, 5 in Improved DDPM."""
+    distances: Distances = "exact"
+    """published: precision and recall by float16's distances, as ADM's evaluator has them."""
+    replicates: int = 200
+    """Bootstrap replicates of the Inception Score."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,16 +45,15 @@ class MetricsConfig:
                 f"metrics.kid_subsets={self.kid_subsets}, metrics.kid_subset_size={self.kid_subset_size}: "
                 f"both must be at least 2"
             )
+        if self.neighbours < 1:
+            raise ValueError(f"metrics.neighbours={self.neighbours}: at least 1; ADM has 3, Improved DDPM 5")
+        if self.replicates < 2:
+            raise ValueError(f"metrics.replicates={self.replicates}: at least 2, or there is no spread")
 
-
-def reference_step(config: FeaturesConfig, *, dataset: Step) -> Step:
-    """Features of the held-out images: one artifact for all rows that share a data set."""
-    return Step(name="reference", version=VERSION, config=config, inputs={"dataset": dataset}, run=extract_reference)
-
-
-def features_step(config: FeaturesConfig, *, samples: Step) -> Step:
-    """Features of the samples: an artifact of its own, so that metrics can be recomputed without the network."""
-    return Step(name="features", version=VERSION, config=config, inputs={"samples": samples}, run=extract_samples)
+    @property
+    def fewest_images(self) -> int:
+        """Samples below which some metric has no value or no error."""
+        return max(2 * GROUPS, 2 * (self.neighbours + 1))
 
 
 def metrics_step(config: MetricsConfig, *, features: Step, reference: Step) -> Step:
@@ -73,88 +62,115 @@ def metrics_step(config: MetricsConfig, *, features: Step, reference: Step) -> S
     return Step(name="metrics", version=VERSION, config=config, inputs=inputs, run=compare)
 
 
-def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
-    """Features of the test split."""
-    images = read_split(ctx.inputs["dataset"], "test").images
-    manifest = (ctx.inputs["dataset"] / "manifest.json").read_bytes()
-    whole = hashlib.sha256(manifest).hexdigest()[:12]
-    _extract(config, images, {"reference": f"{len(images)} test images of data set {whole}"}, ctx)
-
-
-def extract_samples(config: FeaturesConfig, ctx: StepContext) -> None:
-    """Features of the samples."""
-    drawn = json.loads((ctx.inputs["samples"] / PROTOCOL_FILE).read_text())
-    with np.load(ctx.inputs["samples"] / SAMPLES_FILE, allow_pickle=False) as samples:
-        _extract(config, samples["arr_0"], drawn, ctx)
-
-
 def compare(config: MetricsConfig, ctx: StepContext) -> None:
-    """Frechet distance and KID between two artifacts of features, with the protocol both rest on."""
-    samples, reference = Features.load(ctx.inputs["features"]), Features.load(ctx.inputs["reference"])
+    """All metrics between two artifacts of features, with the protocol they rest on.
+
+    NAME, NAME_se, NAME_low, NAME_high: fd and fd_infinity (Frechet distances), kid, precision, recall. Of Inception's
+    features fid and fid_infinity take the place of fd's, and sfid, sfid_infinity and is join them.
+    """
+    samples, reference = Extracted.load(ctx.inputs["features"]), Extracted.load(ctx.inputs["reference"])
     if samples.network != reference.network:
         raise ValueError(f"features of {samples.network} cannot be compared with features of {reference.network}")
-    ours, theirs = GaussianStats.of(samples.values), GaussianStats.of(reference.values)
-    distance = clean_fid_frechet_distance(ours.mean, ours.cov, theirs.mean, theirs.cov)
-    value, error = kid(
-        samples.values, reference.values, seed=config.seed,
-        subsets=config.kid_subsets, subset_size=config.kid_subset_size,
-    )  # fmt: skip
-    protocol = {**samples.network, **reference.images, **samples.images}
-    subsets = {"subsets": f"{config.kid_subsets} of {config.kid_subset_size}", "subset_seed": config.seed}
+    measured = measure(config, samples.features, Reference.of(reference.features), of_inception=is_inception(samples))
+    shared = {**samples.network, **reference.images, **samples.images}
     ctx.write_metrics(
         {
-            "fd": distance,
-            "kid": value,
-            "kid_se": error,
-            "fd_samples": float(len(samples.values)),
-            "fd_reference": float(len(reference.values)),
+            "fd_samples": float(len(samples.features.pool)),
+            "fd_reference": float(len(reference.features.pool)),
+            **{key: value for name, estimate in measured.items() for key, value in said(name, estimate).items()},
         },
-        protocol={"fd": protocol, "kid": {**protocol, **subsets}},
-        notes=_biased(len(samples.values), len(reference.values), samples.values.shape[1]),
+        protocol={name: {**shared, **own_protocol(config, name)} for name in measured},
+        notes=_biased(len(samples.features.pool), len(reference.features.pool), samples.features.pool.shape[1]),
     )
 
 
 @dataclass(frozen=True)
-class Features:
-    """An artifact of features (n, d), and what they are features of."""
+class Reference:
+    """What samples are compared with: Gaussians of all its images, and features of some of them."""
 
-    values: np.ndarray
-    network: dict[str, str | int]
-    images: dict[str, str | int]
+    pool: Gaussian
+    spatial: Gaussian | None
+    features: NDArray[np.float32] | None
+    """(n, d): pooled, for KID, precision and recall; None where there are statistics alone."""
 
     @classmethod
-    def load(cls, artifact: Path) -> Features:
-        """From the directory of a step."""
-        with np.load(artifact / FEATURES_FILE, allow_pickle=False) as stored:
-            return cls(stored["features"], **json.loads(str(stored["protocol"])))
+    def of(cls, features: Features) -> Reference:
+        """From features of all images."""
+        spatial = None if features.spatial is None else _gaussian(features.spatial)
+        return cls(_gaussian(features.pool), spatial, features.pool)
+
+
+def _gaussian(features: NDArray[np.float32]) -> Gaussian:
+    many = len(features) > features.shape[1]
+    return Gaussian.of_stats(GaussianStats.of(features)) if many else Gaussian.of_features(features)
+
+
+def is_inception(extracted: Extracted) -> bool:
+    """Whether a Frechet distance over these features is a FID."""
+    return extracted.network["network"].startswith("inception")
+
+
+def measure(
+    config: MetricsConfig, samples: Features, reference: Reference, *, of_inception: bool
+) -> dict[str, Estimate]:
+    """Every metric that these features allow, by name."""
+    name = "fid" if of_inception else "fd"
+    found = {**_frechet(name, samples.pool, reference.pool)}
+    if samples.spatial is not None and reference.spatial is not None:
+        found |= _frechet(f"s{name}", samples.spatial, reference.spatial)
+    if samples.probabilities is not None:
+        found["is"] = inception_score_interval(samples.probabilities, replicates=config.replicates, seed=config.seed)
+    if reference.features is not None:
+        value, error = kid(
+            samples.pool, reference.features, seed=config.seed,
+            subsets=config.kid_subsets, subset_size=config.kid_subset_size,
+        )  # fmt: skip
+        shares = precision_recall(samples.pool, reference.features, k=config.neighbours, distances=config.distances)
+        found |= {"kid": of_standard_error(value, error), **shares._asdict()}
+    return found
+
+
+def _frechet(name: str, samples: NDArray[np.float32], reference: Gaussian) -> dict[str, Estimate]:
+    found = frechet_estimates(samples, reference)
+    return {name: found.distance, f"{name}_infinity": found.infinity}
+
+
+def said(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as metrics of a step."""
+    return {
+        name: estimate.value,
+        f"{name}_se": estimate.standard_error,
+        f"{name}_low": estimate.low,
+        f"{name}_high": estimate.high,
+    }
+
+
+def own_protocol(config: MetricsConfig, name: str) -> dict[str, str | int]:
+    """What two numbers of that metric must share besides their features."""
+    if name == "kid":
+        return {"subsets": f"{config.kid_subsets} of {config.kid_subset_size}", "subset_seed": config.seed}
+    if name in ("precision", "recall"):
+        return {"k": config.neighbours, "distances": config.distances}
+    if name == "is":
+        return {"split_size": SPLIT_SIZE}
+    return {}
 
 
 def _biased(samples: int, reference: int, dimension: int) -> list[str]:
     if min(samples, reference) > dimension:
         return []
     return [
-        f"fd is strongly biased upwards: {dimension}-dimensional covariances of {samples} samples and {reference} "
-        f"reference images are singular; compare rows by KID"
+        f"Frechet distances are strongly biased upwards: {dimension}-dimensional covariances of {samples} samples and "
+        f"{reference} reference images are singular; compare rows by KID"
     ]
 
 
-def extract_block(config: FeaturesConfig, images: np.ndarray, resources: Resources, block: Block) -> np.ndarray:
-    """float32 features (n, d) of the block's images, uint8 NHWC."""
-    return EfficientNetLite0Features(size=config.size, device=worker_device(resources))(images[slice(*block)])
-
-
-def _extract(
-    config: FeaturesConfig, images: np.ndarray, images_protocol: dict[str, str | int], ctx: StepContext
-) -> None:
-    work = partial(extract_block, config, images, ctx.resources)
-    features = np.concatenate(map_blocks(ctx, work, len(images), block_size=BLOCK))
-    network = dict(EfficientNetLite0Features.protocol_at(config.size))
-    protocol = json.dumps({"network": network, "images": images_protocol})
-    np.savez(ctx.output / FEATURES_FILE, features=features, protocol=np.array(protocol))
-
-
 if __name__ == "__main__":
+    import sys
+
     from pipelines.cli import run
+    from pipelines.evaluate_files import compare_files
     from pipelines.single import command  # needs this module under its own name
 
-    run(command("metrics", "Measure the Frechet distance and KID between samples and held-out images."))
+    are_files = any(argument.endswith(".npz") for argument in sys.argv[1:3])
+    run(compare_files if are_files else command("metrics", "Measure how far samples are from held-out images."))

@@ -9,7 +9,8 @@ from orchestrator.step import Step
 from pipelines.configs import RunConfig
 from pipelines.data import dataset_step
 from pipelines.decoded import MIB
-from pipelines.evaluate import features_step, metrics_step, reference_step
+from pipelines.evaluate import metrics_step
+from pipelines.features import features_step, reference_step
 from pipelines.nll import nll_step
 from pipelines.readers import check_memory
 from pipelines.sample import sample_step

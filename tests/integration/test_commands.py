@@ -55,7 +55,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "model.num_classes=10"], "model.num_classes=10"),
         ([STUDY, "--set", "sample.count=100"], "sample.count=100"),
         ([STUDY, "--set", "sample.count=2", "--set", "metrics.kid_subset_size=2"], "at least 3 images"),
-        ([STUDY, "--set", "features.network=inception"], "features.network='inception'"),
+        ([STUDY, "--set", "features.kind=vgg"], "features.kind='vgg'"),
         ([STUDY, "--checkpoint-seconds", "nan"], "checkpoint_seconds=nan"),
         ([STUDY, "--data-mib", "0"], "data_mib=0"),
         ([STUDY, "--workers", "4", "--min-workers", "3"], "min_workers=3: must be workers=4, halved"),

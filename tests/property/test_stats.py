@@ -48,3 +48,19 @@ def test_moments_that_do_not_exist_are_refused():
         GaussianStats.of(np.zeros((0, 3)))
     with pytest.raises(ValueError, match="3-dimensional features with 4-dimensional"):
         GaussianStats.of(np.zeros((2, 3))).merge(GaussianStats.of(np.zeros((2, 4))))
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32), d=st.integers(1, 4))
+def test_what_is_taken_away_again_leaves_the_rest(data, seed, d):
+    rng = np.random.default_rng(seed)
+    rest, part = (rng.standard_normal((data.draw(st.integers(1, 20)), d)) for _ in range(2))
+    whole = GaussianStats.of(np.concatenate([rest, part]))
+    left, expected = whole.without(GaussianStats.of(part)), GaussianStats.of(rest)
+    assert left.count == expected.count
+    assert left.mean == pytest.approx(expected.mean, abs=1e-12)
+    assert left.scatter == pytest.approx(expected.scatter, abs=1e-11)
+
+
+def test_more_than_there_is_cannot_be_taken_away():
+    with pytest.raises(ValueError, match="5 of 5 feature vectors"):
+        GaussianStats.of(np.zeros((5, 2))).without(GaussianStats.of(np.zeros((5, 2))))

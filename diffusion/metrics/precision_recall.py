@@ -1,0 +1,151 @@
+"""Are the samples among the images, and the images among the samples? Improved precision and recall.
+
+Kynkaanniemi et al. 2019: the manifold of a set is made of a ball around each of its points, which reaches to the k-th
+nearest other one. Precision is the share of samples in the reference's manifold, recall that of the reference in the
+samples'. ADM takes k = 3, Improved DDPM k = 5: their numbers do not compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion.metrics.intervals import Estimate, jackknife, of_share, of_standard_error
+
+Distances = Literal["exact", "published"]
+"""exact: in float64. published: as ADM's evaluator has them, in float16 wherever a block of 10,000 by 10,000 stays
+finite, else in float32; on features of 64 dimensions that moves precision by some 0.005."""
+GROUPS = 20
+
+
+class PrecisionRecall(NamedTuple):
+    """Each with the interval that there are only so many samples leaves; the reference is taken as it is."""
+
+    precision: Estimate
+    recall: Estimate
+
+
+def precision_recall(
+    samples: NDArray[np.floating], reference: NDArray[np.floating], *, k: int = 3, distances: Distances = "exact"
+) -> PrecisionRecall:
+    """Of features (n, d) and (m, d), as numbers in 0..1. Raises ValueError for sets of at most k points.
+
+    The interval of recall is a jackknife's, over groups of samples: a bootstrap draws points twice, whose nearest
+    neighbours are then themselves. No matrix of all distances is held: memory does not grow with n times m.
+    """
+    _check(samples, reference, k)
+    way = EXACT if distances == "exact" else PUBLISHED
+    ours, theirs = _tensors(samples, reference, way)
+    within = _covered(ours, theirs, _radii(theirs, k, way)[:, None], way)[0]
+    groups = min(GROUPS, len(ours) // (k + 1))
+    recalls = _covered(theirs, ours, _radii_without(ours, k, groups, way), way).double().mean(dim=1).numpy()
+    recall = of_standard_error(float(recalls[0]), jackknife(recalls[1:]), degrees_of_freedom=groups - 1)
+    return PrecisionRecall(
+        of_share(int(within.sum()), len(ours)), recall._replace(low=max(0.0, recall.low), high=min(1.0, recall.high))
+    )
+
+
+class _Way(NamedTuple):
+    """How distances are computed, and of how many points at once."""
+
+    squared: Callable[[Tensor, Tensor], Tensor]
+    """(n, d), (m, d) -> squared distances (n, m)."""
+    dtype: type[np.floating]
+    is_shifted: bool
+    """Whether the reference's mean is taken away first, which costs nothing and saves digits."""
+    block: tuple[int, int]
+
+
+def _squared(u: Tensor, v: Tensor) -> Tensor:
+    norms = u.square().sum(dim=1)[:, None] + v.square().sum(dim=1)
+    return torch.addmm(norms, u, v.T, alpha=-2).clamp_min_(0)
+
+
+def _squared_in_16_bits(u: Tensor, v: Tensor) -> Tensor:
+    """Every result rounded to float16, unless one of them is infinite; sums within a product are kept in float32."""
+    a, b = u.half().float(), v.half().float()
+    norm_a, norm_b = (rows.square().half().float().sum(dim=1).half() for rows in (a, b))
+    found = ((norm_a[:, None] - (2 * (a @ b.T).half())) + norm_b).clamp_min_(0)
+    return found.float() if found.isfinite().all() else _squared(u, v)
+
+
+EXACT = _Way(_squared, np.float64, is_shifted=True, block=(1024, 16_384))
+PUBLISHED = _Way(_squared_in_16_bits, np.float32, is_shifted=False, block=(10_000, 10_000))
+
+
+def _tensors(samples: NDArray[np.floating], reference: NDArray[np.floating], way: _Way) -> tuple[Tensor, Tensor]:
+    shift = reference.mean(axis=0, dtype=np.float64) if way.is_shifted else 0.0
+    ours, theirs = ((points - shift).astype(way.dtype) for points in (samples, reference))
+    return torch.from_numpy(ours), torch.from_numpy(theirs)
+
+
+def _radii(points: Tensor, k: int, way: _Way) -> Tensor:
+    """(n,): the squared distance of each point to its k-th nearest other one."""
+    return _nearest(points, k + 1, way)[0][:, k]  # the nearest is the point itself
+
+
+def _nearest(points: Tensor, count: int, way: _Way) -> tuple[Tensor, Tensor]:
+    """Squared distances (n, count) to the nearest points, itself among them, in order; and which they are."""
+    found = []
+    for rows in _blocks(len(points), way.block[0]):
+        values, which = torch.empty(len(points[rows]), 0, dtype=points.dtype), torch.empty(0, dtype=torch.long)
+        for columns in _blocks(len(points), way.block[1]):
+            block = way.squared(points[rows], points[columns]).to(points.dtype)
+            near = block.topk(min(count, block.shape[1]), largest=False)
+            together = torch.cat([values, near.values], dim=1)
+            indices = torch.cat([which.reshape(len(block), -1), near.indices + columns.start], dim=1)
+            values, order = together.sort(dim=1)
+            values, which = values[:, :count], indices.gather(1, order)[:, :count]
+        found.append((values, which))
+    return torch.cat([values for values, _ in found]), torch.cat([which for _, which in found])
+
+
+def _radii_without(points: Tensor, k: int, groups: int, way: _Way) -> Tensor:
+    """(n, 1 + groups): radii of all points, then without those of each group, whose own radii are -1.
+
+    Point i is of group i % groups.
+    """
+    values, which = _nearest(points, min(len(points), 4 * (k + 1) + 8), way)
+    own = torch.arange(len(points)) % groups
+    columns = [values[:, k]]
+    for group in range(groups):
+        others = (which % groups != group).cumsum(dim=1)
+        place = (others <= k).sum(dim=1, keepdim=True)  # of the first that is k-th when the group is passed over
+        radius = values.gather(1, place.clamp_max(values.shape[1] - 1))[:, 0]
+        crowded = ((place[:, 0] == values.shape[1]) & (own != group)).nonzero()[:, 0]
+        if len(crowded):  # nearly all of its neighbours are of the group
+            kept = (own != group).nonzero()[:, 0]
+            for i in crowded:
+                radius[i] = way.squared(points[i : i + 1], points[kept])[0].sort().values[k].to(points.dtype)
+        columns.append(torch.where(own == group, torch.full_like(radius, -1), radius))
+    return torch.stack(columns, dim=1)
+
+
+def _covered(points: Tensor, centres: Tensor, radii: Tensor, way: _Way) -> Tensor:
+    """(v, n): which points are within the ball of any centre, for each column of squared radii (m, v)."""
+    covered = torch.zeros(radii.shape[1], len(points), dtype=torch.bool)
+    for rows in _blocks(len(centres), way.block[0]):
+        for columns in _blocks(len(points), way.block[1]):
+            block = way.squared(centres[rows], points[columns]).to(radii.dtype)
+            for number, radius in enumerate(radii[rows].unbind(dim=1)):
+                covered[number, columns] |= (block <= radius[:, None]).any(dim=0)
+    return covered
+
+
+def _blocks(count: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
+
+
+def _check(samples: NDArray[np.floating], reference: NDArray[np.floating], k: int) -> None:
+    if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
+        raise ValueError(f"features of shapes {samples.shape} and {reference.shape}: needs (n, d) and (m, d)")
+    if k < 1 or len(samples) < 2 * (k + 1) or len(reference) <= k:
+        raise ValueError(
+            f"k={k} with {len(samples)} samples and {len(reference)} of the reference: needs k >= 1, at least "
+            f"{2 * (k + 1)} samples and {k + 1} of the reference"
+        )

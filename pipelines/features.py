@@ -1,0 +1,152 @@
+"""What does a network see in the images? Features of samples and of held-out images, as artifacts of their own.
+
+Metrics are computed from them, so another metric needs neither the network nor a GPU again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffusion.metrics.efficientnet import EfficientNetLite0Features
+from diffusion.metrics.features import Extractor, FeatureProtocol, Features
+from diffusion.metrics.inception import FILES, InceptionFeatures, Mode
+from orchestrator.step import Resources, Step, StepContext
+from pipelines.blocks import Block, map_blocks
+from pipelines.devices import worker_device
+from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
+from pipelines.shards import read_split
+from pipelines.weights import WEIGHTS_FILE, WeightsConfig, weights_step
+
+VERSION = 4
+BLOCK = 256
+FEATURES_FILE, FEATURES_PROTOCOL_FILE = "features.npz", "protocol.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EfficientNetConfig:
+    """The network that a package brings. A distance over it is named after it, and is no FID."""
+
+    kind: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    size: int = 64
+    """Pixels a side to which images are resized before the network sees them."""
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.size <= 224:
+            raise ValueError(f"features.size={self.size}: between 32 and 224 pixels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InceptionConfig:
+    """The FID's own network, from a file of the user's."""
+
+    kind: Literal["inception"] = "inception"
+    mode: Mode = "legacy_tensorflow"
+    """How images are resized, by clean-fid's names; the papers' numbers are legacy_tensorflow."""
+    weights_sha256: str | None = None
+    """Of the file with the weights; null: the published one's."""
+
+    def weights(self) -> WeightsConfig:
+        """Which file that is."""
+        known = FILES[self.mode]
+        return WeightsConfig(name=known.name, sha256=self.weights_sha256 or known.sha256)
+
+
+FeaturesConfig = EfficientNetConfig | InceptionConfig
+
+
+def reference_step(config: FeaturesConfig, *, dataset: Step) -> Step:
+    """Features of the held-out images: one artifact for all rows that share a data set."""
+    inputs = {"dataset": dataset, **_weights(config)}
+    return Step(name="reference", version=VERSION, config=config, inputs=inputs, run=extract_reference)
+
+
+def features_step(config: FeaturesConfig, *, samples: Step) -> Step:
+    """Features of the samples."""
+    inputs = {"samples": samples, **_weights(config)}
+    return Step(name="features", version=VERSION, config=config, inputs=inputs, run=extract_samples)
+
+
+def _weights(config: FeaturesConfig) -> dict[str, Step]:
+    return {"weights": weights_step(config.weights())} if isinstance(config, InceptionConfig) else {}
+
+
+def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
+    """Features of the test split."""
+    images = read_split(ctx.inputs["dataset"], "test").images
+    manifest = (ctx.inputs["dataset"] / "manifest.json").read_bytes()
+    whole = hashlib.sha256(manifest).hexdigest()[:12]
+    _extract(config, images, {"reference": f"{len(images)} test images of data set {whole}"}, ctx)
+
+
+def extract_samples(config: FeaturesConfig, ctx: StepContext) -> None:
+    """Features of the samples."""
+    drawn = json.loads((ctx.inputs["samples"] / PROTOCOL_FILE).read_text())
+    with np.load(ctx.inputs["samples"] / SAMPLES_FILE, allow_pickle=False) as samples:
+        _extract(config, samples["arr_0"], drawn, ctx)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """An artifact of features, and what they are features of."""
+
+    features: Features
+    network: FeatureProtocol
+    images: Mapping[str, str | int]
+
+    def save(self, artifact: Path) -> None:
+        """Into the directory of a step: features.npz (pool, spatial, probabilities) and protocol.json."""
+        arrays = {name: values for name, values in self.features._asdict().items() if values is not None}
+        np.savez(artifact / FEATURES_FILE, **arrays)
+        said = json.dumps({"network": self.network, "images": dict(self.images)})
+        (artifact / FEATURES_PROTOCOL_FILE).write_text(said)
+
+    @classmethod
+    def load(cls, artifact: Path) -> Extracted:
+        """From the directory of a step."""
+        with np.load(artifact / FEATURES_FILE, allow_pickle=False) as stored:
+            features = Features(**{name: stored[name] for name in stored.files})
+        said = json.loads((artifact / FEATURES_PROTOCOL_FILE).read_text())
+        return cls(features, said["network"], said["images"])
+
+
+def extractor(config: FeaturesConfig, weights: bytes | None, *, device: str) -> Extractor:
+    """The network, with the content of its weights' file where it needs one."""
+    if isinstance(config, EfficientNetConfig):
+        return EfficientNetLite0Features(size=config.size, device=device)
+    assert weights is not None  # a step's input
+    return InceptionFeatures(weights, mode=config.mode, weights_sha256=config.weights().sha256, device=device)
+
+
+def protocol_of(config: FeaturesConfig) -> FeatureProtocol:
+    """How images become vectors, without the network being loaded."""
+    if isinstance(config, EfficientNetConfig):
+        return EfficientNetLite0Features.protocol_at(config.size)
+    return InceptionFeatures.protocol_of(config.mode, config.weights().sha256)
+
+
+def extract_block(
+    config: FeaturesConfig, weights: Path | None, images: np.ndarray, resources: Resources, block: Block
+) -> Features:
+    """Features of the block's images, uint8 NHWC."""
+    return _kept_extractor(config, weights, worker_device(resources))(images[slice(*block)])
+
+
+@lru_cache(maxsize=1)
+def _kept_extractor(config: FeaturesConfig, weights: Path | None, device: str) -> Extractor:
+    """From one block to the next: it takes longer to load than to see some images."""
+    return extractor(config, None if weights is None else weights.read_bytes(), device=device)
+
+
+def _extract(config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], ctx: StepContext) -> None:
+    weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
+    work = partial(extract_block, config, weights, images, ctx.resources)
+    features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK))
+    Extracted(features, protocol_of(config), of).save(ctx.output)
