@@ -1,7 +1,7 @@
 """How far are the samples from held-out images? Distances, scores and shares of their features, each with its error.
 
-    python pipelines/evaluate.py tiny --store artifacts
-    python pipelines/evaluate.py reference.npz samples.npz
+python pipelines/evaluate.py tiny --store artifacts
+python pipelines/evaluate.py reference.npz samples.npz
 """
 
 from __future__ import annotations

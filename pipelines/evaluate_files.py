@@ -179,7 +179,10 @@ def _line(name: str, estimate: Estimate, *, samples: int, dimensions: int) -> st
 def _record(
     config: FilesConfig, sees: Extractor, theirs: ImagesFile, ours: ImagesFile, found: Mapping[str, Estimate]
 ) -> dict[str, Any]:
-    files = {role: f"{file.path.name}, SHA-256 {file.sha256}" for role, file in (("reference", theirs), ("samples", ours))}
+    files = {
+        role: f"{file.path.name}, SHA-256 {file.sha256}"
+        for role, file in {"reference": theirs, "samples": ours}.items()
+    }
     return {
         name: {**estimate._asdict(), "protocol": {**sees.protocol, **own_protocol(config.metrics, name), **files}}
         for name, estimate in found.items()

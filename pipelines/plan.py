@@ -24,7 +24,11 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
     Also when data_mib, which a node may hold of decoded images, is too little to shuffle them as the config says.
     """
     images = count_images(sources["dataset"], "test")
-    asked = {"nll.images": config.nll.images or 0, "metrics.kid_subset_size": config.metrics.kid_subset_size}
+    asked = {
+        "nll.images": config.nll.images or 0,
+        "metrics.kid_subset_size": config.metrics.kid_subset_size,
+        "metrics.neighbours": config.metrics.neighbours + 1,
+    }
     for name, count in asked.items():
         if count > images:
             raise ValueError(f"{name}={count}: {config.data.source} has {images} held-out images; ask for at most that")
