@@ -124,9 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     print("# What it costs that any number of workers gives the same bits\n")
-    print(
-        f"{WORKERS} processes of 1 thread, gloo, float32, torch {torch.__version__}; medians of {options.rounds} rounds"
-    )
+    print(f"{WORKERS} processes of 1 thread, gloo, float32, torch {torch.__version__}; medians of {options.rounds}")
     print("rounds (quartiles), taking turns. A tree is given as a multiple of DDP's step in the same round.\n")
     print("`PYTHONPATH=. python benchmarks/reduction.py`\n")
     print(f"| | DDP, ms a step | {' | '.join(way for way in WAYS if way != DDP)} |")

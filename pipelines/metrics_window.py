@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion.checkpoints import Network
 from diffusion.flops import TRAINING, cost_of, peak_flops
@@ -105,7 +104,7 @@ class MetricsWindow:
         last, learned = self._rows[-1], [row.grad_norm for row in self._rows if not row.skipped]
         norms = {"lr": last.lr}
         if self._with_param_norm:  # not of a network that is spread: all its workers would have to take part
-            norms["param_norm"] = _norm(self._state.model)
+            norms["param_norm"] = _norm(self._state.parameters)
         if learned:
             norms["grad_norm"] = float(_together(learned).mean())
         if last.loss_scale_log2 is not None:
@@ -144,6 +143,6 @@ def _row_from_json(said: Mapping[str, Any]) -> StepMetrics:
     )
 
 
-def _norm(model: nn.Module) -> float:
-    squares: list[Tensor] = [parameter.detach().double().square().sum() for parameter in model.parameters()]
-    return math.sqrt(float(torch.stack(squares).sum()))
+def _norm(parameters: Sequence[Tensor]) -> float:
+    norms: Sequence[Tensor] = torch._foreach_norm([each.detach() for each in parameters], 2, dtype=torch.float64)
+    return float(torch.stack(list(norms)).norm())

@@ -80,7 +80,7 @@ def test_a_cell_whose_tune_driver_is_killed_is_the_only_one_to_go_on(
         assert process.wait(900) == 4
     log = Path(f"{store}.log").read_text()
     assert "its driver was lost before it could say why" in log
-    done = len(trained(store))
+    done = len(list(store.glob("metrics/*/record.json")))  # the cell may have been trained already
     assert len(ROWS) - 2 <= done < len(ROWS)
     ended = call(store, *OFTEN, images=IMAGES)
     assert ended.returncode == 0, ended.stderr
