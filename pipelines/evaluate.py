@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from diffusion.metrics.features import Features
 from diffusion.metrics.frechet import Gaussian
 from diffusion.metrics.frechet_uncertainty import GROUPS, frechet_estimates
+from diffusion.metrics.inception import INCEPTION
 from diffusion.metrics.inception_score import SPLIT_SIZE, inception_score_interval
 from diffusion.metrics.intervals import Estimate, of_standard_error
 from diffusion.metrics.kid import kid
 from diffusion.metrics.precision_recall import Distances, precision_recall
 from diffusion.metrics.stats import GaussianStats
 from orchestrator.step import Step, StepContext
-from pipelines.features import Extracted
+from pipelines.features import Extracted, FeaturesConfig, InceptionConfig
 
 VERSION = 4
 
@@ -71,7 +72,8 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
     samples, reference = Extracted.load(ctx.inputs["features"]), Extracted.load(ctx.inputs["reference"])
     if samples.network != reference.network:
         raise ValueError(f"features of {samples.network} cannot be compared with features of {reference.network}")
-    measured = measure(config, samples.features, Reference.of(reference.features), of_inception=is_inception(samples))
+    name = "fid" if samples.network["network"] == INCEPTION else "fd"
+    measured = measure(config, samples.features, Reference.of(reference.features), name=name)
     shared = {**samples.network, **reference.images, **samples.images}
     ctx.write_metrics(
         {
@@ -105,16 +107,13 @@ def _gaussian(features: NDArray[np.float32]) -> Gaussian:
     return Gaussian.of_stats(GaussianStats.of(features)) if many else Gaussian.of_features(features)
 
 
-def is_inception(extracted: Extracted) -> bool:
-    """Whether a Frechet distance over these features is a FID."""
-    return extracted.network["network"].startswith("inception")
+def frechet_name(features: FeaturesConfig) -> str:
+    """What a Frechet distance is called by the network that sees the images: fid of Inception's features alone."""
+    return "fid" if isinstance(features, InceptionConfig) else "fd"
 
 
-def measure(
-    config: MetricsConfig, samples: Features, reference: Reference, *, of_inception: bool
-) -> dict[str, Estimate]:
-    """Every metric that these features allow, by name."""
-    name = "fid" if of_inception else "fd"
+def measure(config: MetricsConfig, samples: Features, reference: Reference, *, name: str) -> dict[str, Estimate]:
+    """Every metric that these features allow, by name; the Frechet distance by that one, frechet_name."""
     found = {**_frechet(name, samples.pool, reference.pool)}
     if samples.spatial is not None and reference.spatial is not None:
         found |= _frechet(f"s{name}", samples.spatial, reference.spatial)

@@ -28,7 +28,7 @@ from orchestrator.display import duration
 from orchestrator.errors import DamagedArtifact
 from orchestrator.files import write_whole
 from pipelines.cli import Overrides, choose
-from pipelines.evaluate import MetricsConfig, Reference, measure, own_protocol
+from pipelines.evaluate import MetricsConfig, Reference, frechet_name, measure, own_protocol
 from pipelines.features import EfficientNetConfig, FeaturesConfig, InceptionConfig, extractor
 from pipelines.weights import read_weights
 
@@ -80,7 +80,7 @@ def compare_files(
     sees = extractor(features, weights, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     compared = theirs.reference(sees)
     drawn = _seen(sees, ours)
-    found = measure(config.metrics, drawn, compared, of_inception=isinstance(features, InceptionConfig))
+    found = measure(config.metrics, drawn, compared, name=frechet_name(features))
     for name in (name for name in NAMES if name in found):
         print(_line(name, found[name], samples=len(drawn.pool), dimensions=drawn.pool.shape[1]))
     if output is not None:

@@ -15,7 +15,7 @@ from orchestrator.errors import PreflightError
 from orchestrator.experiment import Experiment
 from orchestrator.run import sync_experiment, table_so_far
 from orchestrator.store import ArtifactStore
-from pipelines.ablation import PRESENTATION, build, found, tracker_of
+from pipelines.ablation import build, found, presentation, tracker_of
 from pipelines.cli import HERE, Overrides, Places, run
 from pipelines.configs import RunConfig
 from pipelines.named_data import data_changes
@@ -62,7 +62,8 @@ class Sync(Table):
         """Send, and print."""
         experiment, artifacts = self.experiment()
         tracker = tracker_of(artifacts, self.tracking_uri)
-        outcome = sync_experiment(experiment, plan, store=artifacts, tracker=tracker, presentation=PRESENTATION)
+        shown = presentation(experiment.base)
+        outcome = sync_experiment(experiment, plan, store=artifacts, tracker=tracker, presentation=shown)
         print(found(outcome, how_to_look=tracker.how_to_look()))
         return PreflightError.exit_code if outcome.unwritten or outcome.tracker_behind is not None else 0
 

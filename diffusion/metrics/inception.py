@@ -26,6 +26,7 @@ from diffusion.metrics.resize import resize_clean, resize_legacy_pytorch, resize
 
 Mode = Literal["legacy_tensorflow", "legacy_pytorch", "clean"]
 """clean-fid's names. legacy_tensorflow is how the papers' numbers were measured."""
+INCEPTION = "inception-2015-12-05"
 SIZE, DIMENSION, IMAGES_AT_ONCE = 299, 2048, 64
 TORCHSCRIPT_LAYERS = (
     "conv", "conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1", "mixed",
@@ -77,7 +78,7 @@ class InceptionFeatures:
     def protocol_of(mode: Mode, weights_sha256: str) -> FeatureProtocol:
         """The protocol of a mode, without the network being loaded."""
         return {
-            "network": "inception-2015-12-05",
+            "network": INCEPTION,
             "weights_sha256": weights_sha256[:12],
             "resize": f"clean-fid {mode}",
             "size": SIZE,
