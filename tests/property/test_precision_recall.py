@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ def test_blocks_change_nothing(seed, n, m, rows, columns):
     samples, reference = rng.standard_normal((n, 3)) + 0.5, rng.standard_normal((m, 3))
     whole = precision_recall(samples, reference)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "EXACT", module.EXACT._replace(block=(rows, columns)))
+        patch.setattr(module, "EXACT_BLOCK", (rows, columns))
         assert precision_recall(samples, reference) == whole
 
 
@@ -47,8 +48,8 @@ def test_what_is_left_when_a_group_is_taken_away_is_what_the_rest_gives_by_itsel
     groups = min(module.GROUPS, n // 4)
     # All close neighbours of the first point in its own group: its radius is then looked for among all others.
     samples[::groups] = samples[0] + 1e-3 * rng.standard_normal((len(samples[::groups]), 2))
-    ours, theirs = module._tensors(samples, reference, module.EXACT)
-    covered = module._covered(theirs, ours, module._radii_without(ours, 3, groups, module.EXACT), module.EXACT)
+    ours, theirs, way = torch.from_numpy(samples), torch.from_numpy(reference), module._exact(reference)
+    covered = module._covered(theirs, ours, module._radii_without(ours, 3, groups, way), way)
     for group in range(groups):
         rest = np.delete(samples, np.s_[group::groups], axis=0)
         assert covered[1 + group].double().mean() == pytest.approx(brute_force(rest, reference, 3)[1], abs=1e-12)
