@@ -1,31 +1,92 @@
-"""How is work on many images shared out? In blocks of indices over a pool of workers, with progress as they end."""
+"""How is work on many images shared out? In blocks of indices over a pool of workers; what is done is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
 
+import numpy as np
+
+from orchestrator.files import write_durably
+from orchestrator.lease import guarded
 from orchestrator.step import StepContext
 
 R = TypeVar("R")
 Block = tuple[int, int]
 """Indices first..stop-1 of images."""
+Arrays = Mapping[str, np.ndarray]
+WORKING = "checkpoints"
+"""Of a step's directory: what is in it is no output, and may be removed once the step is done."""
+
+
+@dataclass(frozen=True)
+class Kept(Generic[R]):
+    """Where the results of blocks stay, so that work that is killed goes on from them."""
+
+    folder: Path
+    """Of this work alone."""
+    suffix: str
+    encode: Callable[[R], bytes]
+    decode: Callable[[bytes], R]
+    """Raises ValueError for what is not what was encoded."""
+
+    def file(self, block: Block) -> Path:
+        """Where a block's result stays."""
+        return self.folder / f"{block[0]:09d}-{block[1]:09d}{self.suffix}"
+
+    def result(self, block: Block) -> R | None:
+        """What was kept of a block; None where nothing was, or where it is damaged."""
+        try:
+            return self.decode(self.file(block).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+def kept_arrays(folder: Path, of: Callable[[R], Arrays], back: Callable[[Arrays], R]) -> Kept[R]:
+    """Results that are arrays by name, in npz files, whose checksums say whether they are whole."""
+
+    def encode(result: R) -> bytes:
+        content = io.BytesIO()
+        np.savez(content, **of(result))  # type: ignore[arg-type]  # its stub takes the arrays for allow_pickle
+        return content.getvalue()
+
+    def decode(content: bytes) -> R:
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+                return back({name: stored[name] for name in stored.files})
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
+            raise ValueError(f"not whole: {error}") from error
+
+    return Kept(folder, ".npz", encode, decode)
 
 
 def map_blocks(
-    ctx: StepContext, work: Callable[[Block], R], count: int, *, block_size: int, pass_number: int = 1, passes: int = 1
-) -> list[R]:
+    ctx: StepContext, work: Callable[[Block], R], count: int, *, block_size: int, pass_number: int = 1, passes: int = 1,
+    kept: Kept[R] | None = None,
+) -> list[R]:  # fmt: skip
     """work(block) for all blocks of 0..count-1, on the step's workers; the results, in the blocks' order.
 
-    Progress counts this as one of so many passes over all of them.
+    What is kept of a block is not computed again. Progress counts this as one of so many passes over all of them.
     """
     blocks = [(first, min(first + block_size, count)) for first in range(0, count, block_size)]
-    done = count * (pass_number - 1)
+    found = {block: result for block in blocks if kept is not None and (result := kept.result(block)) is not None}
+    missing = [block for block in blocks if block not in found]
+    done = count * (pass_number - 1) + sum(stop - first for first, stop in found)
 
-    def show(index: int, _: object) -> None:
+    def take(index: int, result: R) -> None:
         nonlocal done
-        done += blocks[index][1] - blocks[index][0]
+        block = missing[index]
+        if kept is not None:
+            write_durably(kept.file(block), kept.encode(result), turn=guarded(ctx.fence))
+        found[block] = result
+        done += block[1] - block[0]
         ctx.progress(done=done, total=count * passes, unit="img")
 
     ctx.progress(done=done, total=count * passes, unit="img")
-    return ctx.backend.map(work, blocks, resources=ctx.resources, on_result=show)
+    ctx.backend.map(work, missing, resources=ctx.resources, on_result=take)
+    return [found[block] for block in blocks]

@@ -19,7 +19,7 @@ from diffusion.metrics.efficientnet import EfficientNetLite0Features
 from diffusion.metrics.features import Extractor, FeatureProtocol, Features
 from diffusion.metrics.inception import FILES, InceptionFeatures, Mode
 from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks
+from pipelines.blocks import WORKING, Block, kept_arrays, map_blocks
 from pipelines.devices import worker_device
 from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.shards import read_split
@@ -103,8 +103,7 @@ class Extracted:
 
     def save(self, artifact: Path) -> None:
         """Into the directory of a step: features.npz (pool, spatial, probabilities) and protocol.json."""
-        arrays = {name: values for name, values in self.features._asdict().items() if values is not None}
-        np.savez(artifact / FEATURES_FILE, **arrays)
+        np.savez(artifact / FEATURES_FILE, **_arrays(self.features))  # type: ignore[arg-type]  # its stub's allow_pickle
         said = json.dumps({"network": self.network, "images": dict(self.images)})
         (artifact / FEATURES_PROTOCOL_FILE).write_text(said)
 
@@ -115,6 +114,10 @@ class Extracted:
             features = Features(**{name: stored[name] for name in stored.files})
         said = json.loads((artifact / FEATURES_PROTOCOL_FILE).read_text())
         return cls(features, said["network"], said["images"])
+
+
+def _arrays(features: Features) -> dict[str, np.ndarray]:
+    return {name: values for name, values in features._asdict().items() if values is not None}
 
 
 def extractor(config: FeaturesConfig, weights: bytes | None, *, device: str) -> Extractor:
@@ -148,5 +151,6 @@ def _kept_extractor(config: FeaturesConfig, weights: Path | None, device: str) -
 def _extract(config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], ctx: StepContext) -> None:
     weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
     work = partial(extract_block, config, weights, images, ctx.resources)
-    features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK))
+    kept = kept_arrays(ctx.output / WORKING / "blocks", _arrays, lambda arrays: Features(**arrays))
+    features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK, kept=kept))
     Extracted(features, protocol_of(config), of).save(ctx.output)

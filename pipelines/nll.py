@@ -30,7 +30,7 @@ from diffusion.nll import (
 )
 from diffusion.schedule import respace
 from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks
+from pipelines.blocks import WORKING, Block, Kept, kept_arrays, map_blocks
 from pipelines.decoded import MIB, decoded_split
 from pipelines.devices import worker_device
 from pipelines.shards import count_images
@@ -151,7 +151,8 @@ def measure(config: NllConfig, ctx: StepContext) -> None:
 def _measure_all_terms(
     config: NllConfig, where: Where, images: int, diffusion: DiffusionConfig, ctx: StepContext
 ) -> dict[str, np.ndarray]:
-    blocks = map_blocks(ctx, partial(measure_all, config, *where), images, block_size=BLOCK)
+    work = partial(measure_all, config, *where)
+    blocks = map_blocks(ctx, work, images, block_size=BLOCK, kept=_kept(ctx, "all"))
     means = {name: np.sum([block.sums[name] for block in blocks], axis=0) / images for name in blocks[0].sums}
     timestep = respace(build_schedule(diffusion), config.respacing).timestep_map.numpy()
     return {
@@ -170,12 +171,27 @@ def _measure_rounds(
     rounds: list[np.ndarray] = []
     while len(rounds) < terms.rounds:
         work = partial(measure_drawn, config, *where, density, len(rounds))
-        blocks = map_blocks(ctx, work, images, block_size=BLOCK, pass_number=len(rounds) + 1, passes=terms.rounds)
+        blocks = map_blocks(
+            ctx, work, images, block_size=BLOCK, pass_number=len(rounds) + 1, passes=terms.rounds,
+            kept=_kept(ctx, f"round-{len(rounds)}"),
+        )  # fmt: skip
         rounds.append(np.concatenate([block.nll_bpd for block in blocks]))
         estimate = summarize(torch.from_numpy(np.stack(rounds)))
         if terms.interval_bpd is not None and is_within(estimate, terms.interval_bpd):
             break
     return {"nll_bpd": np.stack(rounds), "prior_bpd": np.concatenate([block.prior_bpd for block in blocks])}
+
+
+def _kept(ctx: StepContext, name: str) -> Kept[BlockNll]:
+    """Where blocks stay until the step is done."""
+    own = ("nll_bpd", "prior_bpd")
+    return kept_arrays(
+        ctx.output / WORKING / name,
+        lambda block: {"nll_bpd": block.nll_bpd, "prior_bpd": block.prior_bpd, **block.sums},
+        lambda arrays: BlockNll(
+            arrays["nll_bpd"], arrays["prior_bpd"], {key: arrays[key] for key in arrays if key not in own}
+        ),
+    )
 
 
 def summary(estimate: NllEstimate) -> dict[str, float]:

@@ -16,16 +16,18 @@ from PIL import Image
 
 from diffusion.sampling import SamplerConfig, sample, to_uint8
 from orchestrator.step import Resources, Step, StepContext
-from pipelines.blocks import Block, map_blocks
+from pipelines.blocks import Block, Kept, map_blocks
 from pipelines.devices import worker_device
+from pipelines.shards import decoded_images, encoded_images
 from pipelines.trained import TrainStepConfig, load_trained, trained_config, weights_used
 
-VERSION = 3
+VERSION = 4
 BLOCK = 128  # images a worker draws at a time: the unit of progress, and what a lost worker loses
 GRID_SIDE = 8
 SAMPLES_FILE = "samples.npz"
 GRID_FILE = "grid.png"
 PROTOCOL_FILE = "protocol.json"
+BLOCKS = "blocks"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +50,13 @@ def sample_step(config: SampleConfig, *, train: Step) -> Step:
 
 
 def draw(config: SampleConfig, ctx: StepContext) -> None:
-    """Draw config.count images: samples.npz (arr_0, uint8 NHWC, the published evaluator's layout) and grid.png."""
+    """Draw config.count images.
+
+    blocks/*.parquet (pixels, label), samples.npz (arr_0, uint8 NHWC, the published evaluator's layout), and grid.png.
+    """
     work = partial(draw_block, config, ctx.inputs["train"], ctx.resources)
-    images = np.concatenate(map_blocks(ctx, work, config.count, block_size=BLOCK))
+    kept = Kept(ctx.output / BLOCKS, ".parquet", encoded_images, decoded_images)
+    images = np.concatenate(map_blocks(ctx, work, config.count, block_size=BLOCK, kept=kept))
     np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
     (ctx.output / PROTOCOL_FILE).write_text(json.dumps(protocol(config, trained_config(ctx.inputs["train"]))))
     image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)

@@ -219,6 +219,31 @@ def read_shard(dataset: Path, shard: dict[str, Any]) -> pa.Table:
     return pq.read_table(pa.BufferReader(shard_bytes(dataset, shard)))
 
 
+def encoded_images(images: np.ndarray) -> bytes:
+    """Unlabelled images, uint8 (n, h, w, c), as the content of a Parquet file of a shard's columns, with checksums."""
+    table = pa.table(
+        {
+            "pixels": pa.array([image.tobytes() for image in images], pa.binary(int(np.prod(images.shape[1:])))),
+            "label": pa.array([UNLABELLED] * len(images), pa.int64()),
+        },
+        metadata={"shape": json.dumps(images.shape[1:])},
+    )
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+    return content.getvalue().to_pybytes()
+
+
+def decoded_images(content: bytes) -> np.ndarray:
+    """The images that encoded_images() took. Raises ValueError for what is not whole."""
+    try:
+        table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        shape = json.loads(table.schema.metadata[b"shape"])
+        pixels = b"".join(table["pixels"].to_pylist())
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"no Parquet file of images ({error})") from error
+    return np.frombuffer(pixels, np.uint8).reshape(len(table), *shape)
+
+
 def count_images(dataset: Path, split: Split) -> int:
     """How many images a split of a prepared data set has."""
     return Manifest.read(dataset).images[split]
