@@ -82,12 +82,13 @@ class NllEstimate:
 
 def nll_full(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "b"],
-    seed: int, clip_denoised: bool = True, cdf: Cdf = "approximate", batch_size: int = 512,
-    on_step: Callable[[int, int], None] | None = None,
+    seed: int, y: Int64[Tensor, "b"] | None = None, clip_denoised: bool = True, cdf: Cdf = "approximate",
+    batch_size: int = 512, on_step: Callable[[int, int], None] | None = None,
 ) -> NllTerms:  # fmt: skip
     """Every term of the bound (float64), each with noise of its own, a function of (seed, index, t): T forwards each.
 
-    x_start (n, c, h, w) in [-1, 1], of 256 levels; index is the images' place in the data set.
+    x_start (n, c, h, w) in [-1, 1], of 256 levels; index is the images' place in the data set; y their classes, for a
+    network that is told them.
 
     On a respaced schedule it is the bound of the shorter chain. Batches hold pairs of t and image, batch_size at most.
     """
@@ -98,8 +99,9 @@ def nll_full(
         t, which = some // n, some % n
         eps = normal(seed=seed, stream=NLL_NOISE, step=t, index=index[which], shape=tuple(x_start.shape[1:]))
         term = term_at(
-            config, schedule, model, x_start=x_start[which], t=t, eps=eps, clip_denoised=clip_denoised, cdf=cdf
-        )
+            config, schedule, model, x_start=x_start[which], t=t, eps=eps, y=None if y is None else y[which],
+            clip_denoised=clip_denoised, cdf=cdf,
+        )  # fmt: skip
         found.append(torch.stack([term.vlb_bpd, term.xstart_mse, term.eps_mse]).double())
         if on_step is not None:
             on_step((int(some[-1]) + 1) // n, T)
@@ -109,8 +111,8 @@ def nll_full(
 
 def nll_estimate(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, index: Int64[Tensor, "b"],
-    seed: int, density: Float[Tensor, "T_minus_1"], draws: int, round: int = 0, clip_denoised: bool = True,
-    cdf: Cdf = "approximate", batch_size: int = 512,
+    seed: int, density: Float[Tensor, "T_minus_1"], draws: int, round: int = 0, y: Int64[Tensor, "b"] | None = None,
+    clip_denoised: bool = True, cdf: Cdf = "approximate", batch_size: int = 512,
 ) -> PerExample:  # fmt: skip
     """One round of an unbiased estimate of each image's bound, in bits/dim (float64): draws + 1 forwards an image.
 
@@ -137,8 +139,9 @@ def nll_estimate(
             seed=seed, stream=NLL_DRAWN_NOISE, step=draw[rows], index=index[of], shape=tuple(x_start.shape[1:])
         )
         term = term_at(
-            config, schedule, model, x_start=x_start[of], t=t[rows], eps=eps, clip_denoised=clip_denoised, cdf=cdf
-        )
+            config, schedule, model, x_start=x_start[of], t=t[rows], eps=eps, y=None if y is None else y[of],
+            clip_denoised=clip_denoised, cdf=cdf,
+        )  # fmt: skip
         found.append(term.vlb_bpd.double())
     return (torch.cat(found).reshape(n, draws + 1) * weights).sum(dim=1) + prior_bpd(schedule, x_start)
 
@@ -195,7 +198,7 @@ def summarize(rounds: Float[Tensor, "rounds n"]) -> NllEstimate:
 
 def pilot(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *, x_start: Images, seed: int,
-    clip_denoised: bool = True, cdf: Cdf = "approximate",
+    y: Int64[Tensor, "b"] | None = None, clip_denoised: bool = True, cdf: Cdf = "approximate",
 ) -> Float[Tensor, "T_minus_1"]:  # fmt: skip
     """A density over t = 1..T-1 near sqrt(E[L_t^2]), from a few images at log-spaced t; float64, sums to 1.
 
@@ -209,7 +212,7 @@ def pilot(
     for step in steps.tolist():
         eps = normal(seed=seed, stream=PILOT, step=step, index=index, shape=tuple(x_start.shape[1:]))
         term = term_at(
-            config, schedule, model, x_start=x_start, t=torch.full_like(index, step), eps=eps,
+            config, schedule, model, x_start=x_start, t=torch.full_like(index, step), eps=eps, y=y,
             clip_denoised=clip_denoised, cdf=cdf,
         )  # fmt: skip
         sizes.append(float(term.vlb_bpd.double().square().mean().sqrt()))
@@ -222,12 +225,14 @@ def pilot(
 
 def term_at(
     config: DiffusionConfig, schedule: NoiseSchedule, model: Model, *,
-    x_start: Images, t: Steps, eps: Images, clip_denoised: bool = True, cdf: Cdf = "approximate",
+    x_start: Images, t: Steps, eps: Images, y: Int64[Tensor, "b"] | None = None, clip_denoised: bool = True,
+    cdf: Cdf = "approximate",
 ) -> TermAt:  # fmt: skip
     """L_t of each image and the errors behind it, at x_t made with eps. The network sees no gradients."""
     x_t = q_sample(schedule, x_start=x_start, t=t, eps=eps)
     with torch.no_grad():
-        output = model(x_t, schedule.model_t(t))
+        model_t = schedule.model_t(t)
+        output = model(x_t, model_t) if y is None else model(x_t, model_t, y)
         p = p_mean_variance(config, schedule, output, x_t=x_t, t=t, clip_denoised=clip_denoised)
         vlb = vlb_of(schedule, p, x_start=x_start, x_t=x_t, t=t, cdf=cdf)
         pred_eps = predict_eps_from_xstart(schedule, x_t=x_t, t=t, pred_xstart=p.pred_xstart)

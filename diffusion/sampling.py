@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.gaussian import DiffusionConfig, Prediction, p_mean_variance, predict_eps_from_xstart
 from diffusion.guidance import Guide, condition_mean, condition_score
-from diffusion.randomness import SAMPLE_INIT, SAMPLE_NOISE, normal
+from diffusion.randomness import SAMPLE_INIT, SAMPLE_LABEL, SAMPLE_NOISE, normal, uniform
 from diffusion.schedule import NoiseSchedule, respace
 from diffusion.types import Images, Model, Steps
 
@@ -158,6 +158,16 @@ def ddim_step_up(schedule: NoiseSchedule, p: Prediction, *, x_t: Images, t: Step
     eps = predict_eps_from_xstart(schedule, x_t=x_t, t=t, pred_xstart=p.pred_xstart)
     alpha_next = schedule.gather(schedule.alphas_cumprod_next, t, x_t)
     return p.pred_xstart * alpha_next.sqrt() + (1 - alpha_next).sqrt() * eps
+
+
+def class_labels(
+    which: Literal["balanced", "drawn"], *, index: Int64[Tensor, "n"], seed: int, num_classes: int
+) -> Int64[Tensor, "n"]:
+    """The class each image is to be of: one after the other, or drawn evenly as published, by its index alone."""
+    if which == "balanced":
+        return index % num_classes
+    draws = uniform(seed=seed, stream=SAMPLE_LABEL, step=0, index=index, count=1)[:, 0]
+    return (draws * num_classes).long()
 
 
 def to_uint8(images: Images, *, rounding: Literal["truncate", "nearest"] = "truncate") -> UInt8[Tensor, "b h w c"]:

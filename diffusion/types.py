@@ -16,8 +16,8 @@ Steps = Int64[Tensor, "b"]
 ModelOutput = Float[Tensor, "b c_out h w"]
 """What a network says: c channels, or 2c when it also learns the variance."""
 PerExample = Float[Tensor, "b"]
-Model = Callable[[Tensor, Tensor], Tensor]
-"""model(x_t, schedule.model_t(t)): c channels, or 2c when it also learns the variance."""
+Model = Callable[..., Tensor]
+"""model(x_t, schedule.model_t(t)): c channels, or 2c when it also learns the variance; y, the class, comes third."""
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

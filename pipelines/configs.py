@@ -41,11 +41,6 @@ class RunConfig:
                 f"model.channels={self.model.channels}, but the images of {self.data.source} have "
                 f"{self.data.channels}: set model.channels={self.data.channels}"
             )
-        if self.model.num_classes is not None:
-            raise ValueError(
-                f"model.num_classes={self.model.num_classes}: sampling and NLL do not tell a network classes yet; "
-                f"set it to null"
-            )
         if self.metrics.kid_subset_size > self.sample.count:
             raise ValueError(
                 f"metrics.kid_subset_size={self.metrics.kid_subset_size}: must be at most "

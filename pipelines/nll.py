@@ -231,10 +231,10 @@ def _bound(terms: AllTerms | DrawnTerms) -> str:
 
 def measure_pilot(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> Tensor:
     """The density from which the terms of all blocks are drawn, from the images of one."""
-    model, x_start = _load(config, train, dataset, resources, block)
+    model, x_start, y = _load(config, train, dataset, resources, block)
     with model.in_use():
         return pilot(
-            model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
+            model.diffusion, model.schedule, model.network, x_start=x_start, y=y, seed=config.seed,
             clip_denoised=config.clip_denoised, cdf=config.cdf,
         )  # fmt: skip
 
@@ -244,10 +244,10 @@ def measure_drawn(
 ) -> BlockNll:
     """One round of the block's test images."""
     assert isinstance(config.terms, DrawnTerms)
-    model, x_start = _load(config, train, dataset, resources, block)
+    model, x_start, y = _load(config, train, dataset, resources, block)
     with model.in_use():
         bits = nll_estimate(
-            model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed, density=density,
+            model.diffusion, model.schedule, model.network, x_start=x_start, y=y, seed=config.seed, density=density,
             index=torch.arange(*block, device=x_start.device), draws=config.terms.draws, round=round,
             clip_denoised=config.clip_denoised, cdf=config.cdf,
         )  # fmt: skip
@@ -256,10 +256,10 @@ def measure_drawn(
 
 def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block) -> BlockNll:
     """The whole bound of the block's test images."""
-    model, x_start = _load(config, train, dataset, resources, block)
+    model, x_start, y = _load(config, train, dataset, resources, block)
     with model.in_use():
         found = nll_full(
-            model.diffusion, model.schedule, model.network, x_start=x_start, seed=config.seed,
+            model.diffusion, model.schedule, model.network, x_start=x_start, y=y, seed=config.seed,
             index=torch.arange(*block, device=x_start.device), clip_denoised=config.clip_denoised, cdf=config.cdf,
         )  # fmt: skip
     curves = {"terms_bpd": found.terms, "xstart_mse": found.xstart_mse, "eps_mse": found.eps_mse}
@@ -269,14 +269,16 @@ def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resour
 
 def _load(
     config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block
-) -> tuple[TrainedModel, Tensor]:
-    """The model with the chain that is measured, and the block's test images, on this worker's device."""
+) -> tuple[TrainedModel, Tensor, Tensor | None]:
+    """The model with the chain that is measured, the block's test images, and their classes where it is told them."""
     device = worker_device(resources)
     with closing(decoded_split(dataset, "test", memory_bytes=resources.data_mib * MIB)) as held:
         images = torch.from_numpy(held.pixels[slice(*block)].copy())
+        labels = torch.from_numpy(held.labels[slice(*block)].copy())
     model = load_trained(train, device=device)
     model = replace(model, schedule=respace(model.schedule, config.respacing))
-    return model, to_unit_range(images).to(device)
+    y = None if model.network.config.num_classes is None else labels.to(device)
+    return model, to_unit_range(images).to(device), y
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ from pipelines.features import features_step, reference_step
 from pipelines.nll import nll_step
 from pipelines.readers import check_memory
 from pipelines.sample import sample_step
-from pipelines.shards import count_images
+from pipelines.shards import Manifest, count_images
 from pipelines.train import train_step_of
 
 
@@ -32,6 +32,9 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
     for name, count in asked.items():
         if count > images:
             raise ValueError(f"{name}={count}: {config.data.source} has {images} held-out images; ask for at most that")
+    classes, known = len(Manifest.read(sources["dataset"]).classes), config.model.num_classes
+    if known is not None and known != classes:
+        raise ValueError(f"model.num_classes={known}: the data set has {classes} classes; set it to that, or null")
     shuffle_bytes = config.train.shuffle_mib * MIB
     check_memory(sources["dataset"], "train", shuffle_bytes=shuffle_bytes, memory_bytes=data_mib * MIB)
 

@@ -9,16 +9,17 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from diffusion.sampling import SamplerConfig, sample, to_uint8
+from diffusion.sampling import SamplerConfig, class_labels, sample, to_uint8
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block, Kept, map_blocks
 from pipelines.devices import worker_device
-from pipelines.shards import decoded_images, encoded_images
+from pipelines.shards import UNLABELLED, decoded_images, encoded_images
 from pipelines.trained import TrainStepConfig, load_trained, trained_config, weights_used
 
 VERSION = 4
@@ -38,6 +39,8 @@ class SampleConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     seed: int = 0
     """Seed of the starting and step noise: the same in every row of a table, so that rows can be compared by eye."""
+    labels: Literal["balanced", "drawn"] = "balanced"
+    """Of a network that is told classes: as many of each, or drawn evenly, as the papers' code does it."""
 
     def __post_init__(self) -> None:
         if self.count < 3:
@@ -52,12 +55,15 @@ def sample_step(config: SampleConfig, *, train: Step) -> Step:
 def draw(config: SampleConfig, ctx: StepContext) -> None:
     """Draw config.count images.
 
-    blocks/*.parquet (pixels, label), samples.npz (arr_0, uint8 NHWC, the published evaluator's layout), and grid.png.
+    blocks/*.parquet (pixels, label), samples.npz (arr_0, uint8 NHWC, and of classes arr_1: the published evaluator's
+    layout), and grid.png.
     """
     work = partial(draw_block, config, ctx.inputs["train"], ctx.resources)
     kept = Kept(ctx.output / BLOCKS, ".parquet", encoded_images, decoded_images)
-    images = np.concatenate(map_blocks(ctx, work, config.count, block_size=BLOCK, kept=kept))
-    np.savez_compressed(ctx.output / SAMPLES_FILE, arr_0=images)
+    blocks = map_blocks(ctx, work, config.count, block_size=BLOCK, kept=kept)
+    images, labels = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    arrays = {"arr_0": images} if (labels == UNLABELLED).all() else {"arr_0": images, "arr_1": labels}
+    np.savez_compressed(ctx.output / SAMPLES_FILE, **arrays)  # type: ignore[arg-type]  # its stub's allow_pickle
     (ctx.output / PROTOCOL_FILE).write_text(json.dumps(protocol(config, trained_config(ctx.inputs["train"]))))
     image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)
     ctx.write_metrics({"samples": float(len(images))})
@@ -73,25 +79,29 @@ def protocol(config: SampleConfig, trained: TrainStepConfig) -> dict[str, str | 
         "x_start": "clipped" if sampler.clip_denoised else "not clipped",
         "weights": weights_used(trained.train),
         "seed": config.seed,
+        **({} if trained.model.num_classes is None else {"labels": config.labels}),
     }
 
 
-def draw_block(config: SampleConfig, train: Path, resources: Resources, block: Block) -> np.ndarray:
-    """The block's images as uint8 (n, h, w, c)."""
+def draw_block(config: SampleConfig, train: Path, resources: Resources, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """The block's images as uint8 (n, h, w, c), and their classes (n,), UNLABELLED where the network knows none."""
     device = worker_device(resources)
     model = load_trained(train, device=device)
-    size = model.network.config.image_size
+    size, classes = model.network.config.image_size, model.network.config.num_classes
+    index, network = torch.arange(*block, device=device), model.network
+    y = None if classes is None else class_labels(config.labels, index=index, seed=config.seed, num_classes=classes)
     with model.in_use():
         x_start = sample(
             config.sampler,
             model.diffusion,
             model.schedule,
-            model.network,
-            index=torch.arange(*block, device=device),
+            network if y is None else partial(network, y=y),
+            index=index,
             seed=config.seed,
             image_shape=(model.network.config.channels, size, size),
         )
-    return to_uint8(x_start).cpu().numpy()
+    labels = np.full(len(index), UNLABELLED) if y is None else y.cpu().numpy()
+    return to_uint8(x_start).cpu().numpy(), labels
 
 
 def image_grid(images: np.ndarray, *, at_least: int = 512) -> Image.Image:

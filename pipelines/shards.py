@@ -219,12 +219,13 @@ def read_shard(dataset: Path, shard: dict[str, Any]) -> pa.Table:
     return pq.read_table(pa.BufferReader(shard_bytes(dataset, shard)))
 
 
-def encoded_images(images: np.ndarray) -> bytes:
-    """Unlabelled images, uint8 (n, h, w, c), as the content of a Parquet file of a shard's columns, with checksums."""
+def encoded_images(result: tuple[np.ndarray, np.ndarray]) -> bytes:
+    """Images, uint8 (n, h, w, c), and their labels, as the content of a Parquet file of a shard's columns."""
+    images, labels = result
     table = pa.table(
         {
             "pixels": pa.array([image.tobytes() for image in images], pa.binary(int(np.prod(images.shape[1:])))),
-            "label": pa.array([UNLABELLED] * len(images), pa.int64()),
+            "label": pa.array(labels, pa.int64()),
         },
         metadata={"shape": json.dumps(images.shape[1:])},
     )
@@ -233,15 +234,15 @@ def encoded_images(images: np.ndarray) -> bytes:
     return content.getvalue().to_pybytes()
 
 
-def decoded_images(content: bytes) -> np.ndarray:
-    """The images that encoded_images() took. Raises ValueError for what is not whole."""
+def decoded_images(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """What encoded_images() took. Raises ValueError for what is not whole."""
     try:
         table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
         shape = json.loads(table.schema.metadata[b"shape"])
-        pixels = b"".join(table["pixels"].to_pylist())
+        pixels, labels = b"".join(table["pixels"].to_pylist()), table["label"].to_numpy()
     except (pa.ArrowException, OSError, KeyError, TypeError) as error:
         raise ValueError(f"no Parquet file of images ({error})") from error
-    return np.frombuffer(pixels, np.uint8).reshape(len(table), *shape)
+    return np.frombuffer(pixels, np.uint8).reshape(len(table), *shape), labels
 
 
 def count_images(dataset: Path, split: Split) -> int:

@@ -52,7 +52,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "sample.sampler.respacing=1500"], "num_timesteps=1000"),
         ([STUDY, "--set", "sample.sampler.respacing=often"], "write a count"),
         ([STUDY, "--set", "nll.respacing=1500"], "nll.respacing='1500' with diffusion.num_timesteps=1000"),
-        ([STUDY, "--set", "model.num_classes=10"], "model.num_classes=10"),
+        ([STUDY, "--set", "model.num_classes=7"], "model.num_classes=7: the data set has 10 classes"),
         ([STUDY, "--set", "sample.count=100"], "sample.count=100"),
         ([STUDY, "--set", "sample.count=2", "--set", "metrics.kid_subset_size=2"], "at least 3 images"),
         ([STUDY, "--set", "features.kind=vgg"], "features.kind='vgg'"),
