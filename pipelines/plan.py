@@ -27,11 +27,15 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
     asked = {
         "nll.images": config.nll.images or 0,
         "metrics.kid_subset_size": config.metrics.kid_subset_size,
-        "metrics.neighbours": config.metrics.neighbours + 1,
     }
     for name, count in asked.items():
         if count > images:
             raise ValueError(f"{name}={count}: {config.data.source} has {images} held-out images; ask for at most that")
+    if config.metrics.neighbours >= images:
+        raise ValueError(
+            f"metrics.neighbours={config.metrics.neighbours}: {config.data.source} has {images} held-out images, and "
+            f"needs more than that"
+        )
     classes, known = len(Manifest.read(sources["dataset"]).classes), config.model.num_classes
     if known is not None and known != classes:
         raise ValueError(f"model.num_classes={known}: the data set has {classes} classes; set it to that, or null")
