@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,8 +18,11 @@ import numpy as np
 from orchestrator.files import write_durably
 from orchestrator.lease import guarded
 from orchestrator.step import StepContext
+from orchestrator.store import RECORD_FILE
 
 R = TypeVar("R")
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, NotImplementedError, RuntimeError)
+"""What numpy and zipfile raise, besides ValueError, for npz files that are not whole: the last two of flipped flags."""
 Block = tuple[int, int]
 """Indices first..stop-1 of images."""
 Arrays = Mapping[str, np.ndarray]
@@ -30,6 +36,8 @@ class Kept(Generic[R]):
 
     folder: Path
     """Of this work alone."""
+    version: int
+    """Of the step: what another version left is not gone on from."""
     suffix: str
     encode: Callable[[R], bytes]
     decode: Callable[[bytes], R]
@@ -39,6 +47,16 @@ class Kept(Generic[R]):
         """Where a block's result stays."""
         return self.folder / f"{block[0]:09d}-{block[1]:09d}{self.suffix}"
 
+    def begin(self, ctx: StepContext) -> None:
+        """Forget what was made by another version of the step, or of other inputs: made again, they may differ."""
+        made_of = {role: _sha256(path / RECORD_FILE) for role, path in sorted(ctx.inputs.items())}
+        stamp = json.dumps({"version": self.version, "inputs": made_of}).encode()
+        file = self.folder.with_name(f".{self.folder.name}.made-of.json")
+        if not file.exists() or file.read_bytes() != stamp:
+            with guarded(ctx.fence):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            write_durably(file, stamp, turn=guarded(ctx.fence))
+
     def result(self, block: Block) -> R | None:
         """What was kept of a block; None where nothing was, or where it is damaged."""
         try:
@@ -47,7 +65,11 @@ class Kept(Generic[R]):
             return None
 
 
-def kept_arrays(folder: Path, of: Callable[[R], Arrays], back: Callable[[Arrays], R]) -> Kept[R]:
+def _sha256(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
+
+
+def kept_arrays(folder: Path, version: int, of: Callable[[R], Arrays], back: Callable[[Arrays], R]) -> Kept[R]:
     """Results that are arrays by name, in npz files, whose checksums say whether they are whole."""
 
     def encode(result: R) -> bytes:
@@ -59,10 +81,10 @@ def kept_arrays(folder: Path, of: Callable[[R], Arrays], back: Callable[[Arrays]
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as stored:
                 return back({name: stored[name] for name in stored.files})
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"not whole: {error}") from error
 
-    return Kept(folder, ".npz", encode, decode)
+    return Kept(folder, version, ".npz", encode, decode)
 
 
 def map_blocks(
@@ -73,6 +95,8 @@ def map_blocks(
 
     What is kept of a block is not computed again. Progress counts this as one of so many passes over all of them.
     """
+    if kept is not None:
+        kept.begin(ctx)
     blocks = [(first, min(first + block_size, count)) for first in range(0, count, block_size)]
     found = {block: result for block in blocks if kept is not None and (result := kept.result(block)) is not None}
     missing = [block for block in blocks if block not in found]

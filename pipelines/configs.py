@@ -46,6 +46,11 @@ class RunConfig:
                 f"metrics.kid_subset_size={self.metrics.kid_subset_size}: must be at most "
                 f"sample.count={self.sample.count}; lower the one or raise the other"
             )
+        if self.model.num_classes is None and self.sample.labels != "balanced":
+            raise ValueError(
+                f"sample.labels={self.sample.labels!r}: the network is told no classes; set model.num_classes, or "
+                f"leave it out"
+            )
         if self.metrics.fewest_images > self.sample.count:
             raise ValueError(
                 f"sample.count={self.sample.count}: the metrics and their intervals take at least "

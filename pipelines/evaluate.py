@@ -7,13 +7,14 @@ python pipelines/evaluate.py reference.npz samples.npz
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.metrics.features import Features
 from diffusion.metrics.frechet import Gaussian
-from diffusion.metrics.frechet_uncertainty import GROUPS, frechet_estimates
+from diffusion.metrics.frechet_uncertainty import ENOUGH, FEWEST, GROUPS, frechet_estimates
 from diffusion.metrics.inception import INCEPTION
 from diffusion.metrics.inception_score import SPLIT_SIZE, inception_score_interval
 from diffusion.metrics.intervals import Estimate, of_standard_error
@@ -24,6 +25,7 @@ from orchestrator.step import Step, StepContext
 from pipelines.features import Extracted, FeaturesConfig, InceptionConfig
 
 VERSION = 4
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,7 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
             **{key: value for name, estimate in measured.items() for key, value in said(name, estimate).items()},
         },
         protocol={name: {**shared, **own_protocol(config, name)} for name in measured},
-        notes=_biased(len(samples.features.pool), len(reference.features.pool), samples.features.pool.shape[1]),
+        notes=bias_of_frechet(len(samples.features.pool), len(reference.features.pool), samples.features.pool.shape[1]),
     )
 
 
@@ -98,13 +100,17 @@ class Reference:
     @classmethod
     def of(cls, features: Features) -> Reference:
         """From features of all images."""
-        spatial = None if features.spatial is None else _gaussian(features.spatial)
-        return cls(_gaussian(features.pool), spatial, features.pool)
+        spatial = None if features.spatial is None else gaussian_of(features.spatial)
+        return cls(gaussian_of(features.pool), spatial, features.pool)
 
 
-def _gaussian(features: NDArray[np.float32]) -> Gaussian:
-    many = len(features) > features.shape[1]
-    return Gaussian.of_stats(GaussianStats.of(features)) if many else Gaussian.of_features(features)
+def gaussian_of(features: NDArray[np.float32]) -> Gaussian:
+    """The Gaussian of features (n, d), whether they are many or few."""
+    if len(features) <= features.shape[1]:
+        return Gaussian.of_features(features)
+    # In blocks: no copy of all features in float64.
+    blocks = (features[first : first + ROWS_AT_ONCE] for first in range(0, len(features), ROWS_AT_ONCE))
+    return Gaussian.of_stats(reduce(GaussianStats.merge, map(GaussianStats.of, blocks)))
 
 
 def frechet_name(features: FeaturesConfig) -> str:
@@ -131,7 +137,8 @@ def measure(config: MetricsConfig, samples: Features, reference: Reference, *, n
 
 def _frechet(name: str, samples: NDArray[np.float32], reference: Gaussian) -> dict[str, Estimate]:
     found = frechet_estimates(samples, reference)
-    return {name: found.distance, f"{name}_infinity": found.infinity}
+    infinity = {} if found.infinity is None else {f"{name}_infinity": found.infinity}
+    return {name: found.distance, **infinity}
 
 
 def said(name: str, estimate: Estimate) -> dict[str, float]:
@@ -155,13 +162,21 @@ def own_protocol(config: MetricsConfig, name: str) -> dict[str, str | int]:
     return {}
 
 
-def _biased(samples: int, reference: int, dimension: int) -> list[str]:
-    if min(samples, reference) > dimension:
-        return []
-    return [
-        f"Frechet distances are strongly biased upwards: {dimension}-dimensional covariances of {samples} samples and "
-        f"{reference} reference images are singular; compare rows by KID"
-    ]
+def bias_of_frechet(samples: int, reference: int | None, dimension: int) -> list[str]:
+    """What a reader of Frechet distances over few images must know; reference: None where its moments are given."""
+    sets = {"samples": samples, "reference images": dimension + 1 if reference is None else reference}
+    few = " and ".join(f"{count} {what}" for what, count in sets.items() if count <= dimension)
+    if few:
+        return [
+            f"Frechet distances are strongly biased upwards: {dimension}-dimensional covariances of {few} are "
+            f"singular; compare rows by KID"
+        ]
+    if FEWEST * dimension <= samples < ENOUGH * dimension:
+        return [
+            f"the Frechet distance of infinitely many samples may miss: it is drawn from {samples} samples in "
+            f"{dimension} dimensions, fewer than {ENOUGH} for each"
+        ]
+    return []
 
 
 if __name__ == "__main__":
@@ -171,5 +186,5 @@ if __name__ == "__main__":
     from pipelines.evaluate_files import compare_files
     from pipelines.single import command  # needs this module under its own name
 
-    are_files = any(argument.endswith(".npz") for argument in sys.argv[1:3])
+    are_files = any(argument.endswith(".npz") and "=" not in argument for argument in sys.argv[1:])
     run(compare_files if are_files else command("metrics", "Measure how far samples are from held-out images."))

@@ -151,6 +151,6 @@ def _kept_extractor(config: FeaturesConfig, weights: Path | None, device: str) -
 def _extract(config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], ctx: StepContext) -> None:
     weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
     work = partial(extract_block, config, weights, images, ctx.resources)
-    kept = kept_arrays(ctx.output / WORKING / "blocks", _arrays, lambda arrays: Features(**arrays))
+    kept = kept_arrays(ctx.output / WORKING / "blocks", VERSION, _arrays, lambda arrays: Features(**arrays))
     features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK, kept=kept))
     Extracted(features, protocol_of(config), of).save(ctx.output)

@@ -187,6 +187,7 @@ def _kept(ctx: StepContext, name: str) -> Kept[BlockNll]:
     own = ("nll_bpd", "prior_bpd")
     return kept_arrays(
         ctx.output / WORKING / name,
+        VERSION,
         lambda block: {"nll_bpd": block.nll_bpd, "prior_bpd": block.prior_bpd, **block.sums},
         lambda arrays: BlockNll(
             arrays["nll_bpd"], arrays["prior_bpd"], {key: arrays[key] for key in arrays if key not in own}

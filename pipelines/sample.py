@@ -59,7 +59,7 @@ def draw(config: SampleConfig, ctx: StepContext) -> None:
     layout), and grid.png.
     """
     work = partial(draw_block, config, ctx.inputs["train"], ctx.resources)
-    kept = Kept(ctx.output / BLOCKS, ".parquet", encoded_images, decoded_images)
+    kept = Kept(ctx.output / BLOCKS, VERSION, ".parquet", encoded_images, decoded_images)
     blocks = map_blocks(ctx, work, config.count, block_size=BLOCK, kept=kept)
     images, labels = (np.concatenate(column) for column in zip(*blocks, strict=True))
     arrays = {"arr_0": images} if (labels == UNLABELLED).all() else {"arr_0": images, "arr_1": labels}

@@ -1,6 +1,6 @@
 """Where do weights come from that nobody may hand on? From a file the user names, which is known by its hash.
 
-PAPERTABLE_WEIGHTS names the file, or a folder in which it lies by its published name: a path, s3://, gs:// or https://.
+PAPERTABLE_WEIGHTS names the file, or a folder in which it lies by its published name: a path, s3://, gs:// or http(s)://.
 It is read once, before any worker starts; workers find it in the store.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import PurePosixPath
-from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from orchestrator.errors import DamagedArtifact, PreflightError
@@ -21,7 +22,7 @@ from pipelines.object_storage import open_location
 VARIABLE = "PAPERTABLE_WEIGHTS"
 WEIGHTS_FILE = "weights"
 VERSION = 1
-REQUEST_SECONDS = 60.0
+REQUEST_SECONDS, MOST_BYTES = 60.0, 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +56,18 @@ def read_weights(config: WeightsConfig) -> bytes:
             f"the weights {config.name} (SHA-256 {config.sha256}) are needed, and no package carries them: set "
             f"{VARIABLE} to the file, or to the folder it is in (a path, s3://, gs:// or https://)"
         )
-    is_file = PurePosixPath(named).suffix == PurePosixPath(config.name).suffix
-    url = named if is_file else f"{named.rstrip('/')}/{config.name}"
+    path = PurePosixPath(urlsplit(named).path)
+    url = named if path.suffix == PurePosixPath(config.name).suffix else f"{named.rstrip('/')}/{config.name}"
     content = _from_the_web(url) if url.startswith(("https://", "http://")) else _from_storage(url)
     found = hashlib.sha256(content).hexdigest()
     if found != config.sha256:
-        raise PreflightError(f"{url} has SHA-256 {found}, not {config.sha256}: it is not loaded")
+        raise PreflightError(f"{_shown(url)} has SHA-256 {found}, not {config.sha256}: it is not loaded")
     return content
+
+
+def _shown(url: str) -> str:
+    """Without its query, which may hold a token."""
+    return url.partition("?")[0]
 
 
 def _from_storage(url: str) -> bytes:
@@ -74,7 +80,9 @@ def _from_storage(url: str) -> bytes:
 def _from_the_web(url: str) -> bytes:
     try:
         with urlopen(url, timeout=REQUEST_SECONDS) as answer:
-            content: bytes = answer.read()
-            return content
-    except (URLError, OSError) as error:
-        raise PreflightError(f"{url} cannot be read ({error}); {VARIABLE} names it") from error
+            content: bytes = answer.read(MOST_BYTES + 1)
+    except (OSError, ValueError, HTTPException) as error:
+        raise PreflightError(f"{_shown(url)} cannot be read ({error}); {VARIABLE} names it") from error
+    if len(content) > MOST_BYTES:
+        raise PreflightError(f"{_shown(url)} is larger than {MOST_BYTES:,} bytes: no weights; {VARIABLE} names it")
+    return content

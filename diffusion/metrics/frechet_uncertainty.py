@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.metrics.frechet import Gaussian, distance
-from diffusion.metrics.intervals import Estimate, jackknife, of_standard_error
+from diffusion.metrics.intervals import Estimate, dealt, jackknife, of_standard_error
 from diffusion.metrics.stats import GaussianStats
 
 GROUPS = 20
+FEWEST, ENOUGH = 2, 10
+"""Samples for each dimension: below the first no line leads to 1 / n = 0, and below the second it may miss."""
 
 
 class FrechetEstimates(NamedTuple):
@@ -25,8 +27,8 @@ class FrechetEstimates(NamedTuple):
 
     distance: Estimate
     """Of as many samples: what papers report, which is larger the fewer there are."""
-    infinity: Estimate
-    """Of infinitely many (Chong and Forsyth 2020: FID-infinity)."""
+    infinity: Estimate | None
+    """Of infinitely many (Chong and Forsyth 2020: FID-infinity). None for fewer than FEWEST samples a dimension."""
 
 
 def frechet_estimates(samples: NDArray[np.floating], reference: Gaussian, *, groups: int = GROUPS) -> FrechetEstimates:
@@ -42,18 +44,19 @@ def frechet_estimates(samples: NDArray[np.floating], reference: Gaussian, *, gro
     value = distance(whole, reference)
     left = np.array([distance(one, reference) for one in fewer])
     error = jackknife(left)
+    found = of_standard_error(value, error, degrees_of_freedom=groups - 1)
+    if len(samples) < FEWEST * samples.shape[1]:
+        return FrechetEstimates(found, None)
     infinity = groups * value - (groups - 1) * float(left.mean())
-    return FrechetEstimates(
-        of_standard_error(value, error, degrees_of_freedom=groups - 1),
-        of_standard_error(infinity, error, degrees_of_freedom=groups - 1),
-    )
+    return FrechetEstimates(found, of_standard_error(infinity, error, degrees_of_freedom=groups - 1))
 
 
 def _with_each_left_out(samples: NDArray[np.floating], groups: int) -> tuple[Gaussian, Iterator[Gaussian]]:
     """All samples, and all but each group of them: by differences of moments, where these say all there is to know."""
+    group_of = dealt(len(samples), groups)
     if len(samples) <= 2 * samples.shape[1]:
-        rests = (np.delete(samples, np.s_[group::groups], axis=0) for group in range(groups))
+        rests = (samples[group_of != group] for group in range(groups))
         return Gaussian.of_features(samples), map(Gaussian.of_features, rests)
-    parts = [GaussianStats.of(samples[group::groups]) for group in range(groups)]
+    parts = [GaussianStats.of(samples[group_of == group]) for group in range(groups)]
     whole = reduce(GaussianStats.merge, parts)
     return Gaussian.of_stats(whole), (Gaussian.of_stats(whole.without(part)) for part in parts)

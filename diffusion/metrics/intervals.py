@@ -1,7 +1,7 @@
 """How far may a number be off because there are only so many samples? An interval beside each.
 
-Every interval here answers one question: what would as many other samples of the same model give, against the same
-reference? Neither another reference nor a second training of the model is in it.
+An interval answers one question: what would as many other samples of the same model give, against the same reference?
+Neither another reference nor a second training of the model is in it; KID's alone covers the reference, too.
 """
 
 from __future__ import annotations
@@ -39,6 +39,16 @@ def of_standard_error(value: float, standard_error: float, *, degrees_of_freedom
     """An interval from a standard error, which was itself estimated where its degrees of freedom are few (Student)."""
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)) * standard_error
     return Estimate(value, standard_error, value - reach, value + reach)
+
+
+def dealt(count: int, groups: int) -> NDArray[np.int64]:
+    """Into which of so many even groups each sample is dealt: by an order of chance, always the same.
+
+    Samples may stand in an order of their own, of classes one after the other, say.
+    """
+    found = np.empty(count, dtype=np.int64)
+    found[np.random.default_rng(0).permutation(count)] = np.arange(count) % groups
+    return found
 
 
 def jackknife(values: NDArray[np.float64]) -> float:

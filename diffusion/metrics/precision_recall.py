@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion.metrics.intervals import Estimate, jackknife, of_share, of_standard_error
+from diffusion.metrics.intervals import Estimate, dealt, jackknife, of_share, of_standard_error
 
 Distances = Literal["exact", "published"]
 """exact: in float64. published: as ADM's evaluator has them, in float16 wherever a block of 10,000 by 10,000 stays
@@ -44,7 +44,8 @@ def precision_recall(
     ours, theirs = torch.from_numpy(samples), torch.from_numpy(reference)
     within = _covered(ours, theirs, _radii(theirs, k, way)[:, None], way)[0]
     groups = min(GROUPS, len(ours) // (k + 1))
-    recalls = _covered(theirs, ours, _radii_without(ours, k, groups, way), way).double().mean(dim=1).numpy()
+    radii = _radii_without(ours, k, torch.from_numpy(dealt(len(ours), groups)), way)
+    recalls = _covered(theirs, ours, radii, _turned(way)).double().mean(dim=1).numpy()
     recall = of_standard_error(float(recalls[0]), jackknife(recalls[1:]), degrees_of_freedom=groups - 1)
     return PrecisionRecall(
         of_share(int(within.sum()), len(ours)), recall._replace(low=max(0.0, recall.low), high=min(1.0, recall.high))
@@ -63,6 +64,14 @@ def _exact(reference: NDArray[np.floating]) -> _Way:
     """In float64, of points from which the reference's mean is taken away: what they share would cost digits."""
     shift = torch.from_numpy(reference.mean(axis=0, dtype=np.float64))
     return _Way(lambda u, v: _squared(u.double() - shift, v.double() - shift), EXACT_BLOCK)
+
+
+def _turned(way: _Way) -> _Way:
+    """Distances whose columns are the rows of what is rounded: in float16 a sum hangs on its order.
+
+    The published evaluator has one block, of reference by samples, for precision and recall.
+    """
+    return way._replace(squared=lambda u, v: way.squared(v, u).T)
 
 
 def _squared(u: Tensor, v: Tensor) -> Tensor:
@@ -98,16 +107,15 @@ def _nearest(points: Tensor, count: int, way: _Way) -> tuple[Tensor, Tensor]:
     return torch.cat([values for values, _ in found]), torch.cat([which for _, which in found])
 
 
-def _radii_without(points: Tensor, k: int, groups: int, way: _Way) -> Tensor:
+def _radii_without(points: Tensor, k: int, own: Tensor, way: _Way) -> Tensor:
     """(n, 1 + groups): radii of all points, then without those of each group, whose own radii are -1.
 
-    Point i is of group i % groups.
+    own: the group of each point (n,).
     """
     values, which = _nearest(points, min(len(points), 4 * (k + 1) + 8), way)
-    own = torch.arange(len(points)) % groups
     columns = [values[:, k]]
-    for group in range(groups):
-        others = (which % groups != group).cumsum(dim=1)
+    for group in range(int(own.max()) + 1):
+        others = (own[which] != group).cumsum(dim=1)
         place = (others <= k).sum(dim=1, keepdim=True)  # of the first that is k-th when the group is passed over
         radius = values.gather(1, place.clamp_max(values.shape[1] - 1))[:, 0]
         crowded = ((place[:, 0] == values.shape[1]) & (own != group)).nonzero()[:, 0]

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from diffusion.metrics.features import Features
-from diffusion.metrics.frechet import frechet_distance
+from diffusion.metrics.frechet import frechet_distance_of_features
 from diffusion.metrics.inception import InceptionFeatures
+from diffusion.metrics.inception_score import inception_score
+from diffusion.metrics.precision_recall import precision_recall
 from diffusion.metrics.stats import GaussianStats
 from orchestrator.backend import LocalBackend
 from orchestrator.errors import DamagedArtifact, PreflightError
@@ -79,16 +81,21 @@ def test_the_published_five_numbers_come_first_by_their_names(
     found = scored(files, sha256, tmp_path / "out.json")
     lines = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines[:5] == ["Inception Score", "FID", "sFID", "Precision", "Recall"]
-    assert lines[5:] == ["FID-infinity", "sFID-infinity", "KID"]
+    assert lines[5:] == ["KID"]
     ours, theirs = seen(weights, pictures(1, 50)), seen(weights, pictures(0, 60))
     for name, role in (("fid", 0), ("sfid", 1)):
-        expected = frechet_distance(GaussianStats.of(ours[role]), GaussianStats.of(theirs[role]))
-        # Covariances of 50 images are singular: by moments, rounding enters by its square root.
-        assert found[name]["value"] == pytest.approx(expected, rel=1e-4)
+        # Blocks of other sizes round otherwise.
+        assert found[name]["value"] == pytest.approx(frechet_distance_of_features(ours[role], theirs[role]), rel=1e-5)
+    shares = precision_recall(ours.pool, theirs.pool, distances="published")
+    turned = precision_recall(theirs.pool, ours.pool, distances="published")
+    assert (shares.precision.value, shares.recall.value) != (turned.precision.value, turned.recall.value)
+    assert (found["precision"]["value"], found["recall"]["value"]) == (shares.precision.value, shares.recall.value)
+    assert found["is"]["value"] == pytest.approx(inception_score(ours.probabilities), rel=1e-6)
     assert found["fid"]["low"] < found["fid"]["value"] < found["fid"]["high"]
     assert found["precision"]["protocol"]["distances"] == "published"
     digest = hashlib.sha256(files[1].read_bytes()).hexdigest()
-    assert found["is"]["protocol"]["samples"] == f"samples.npz, SHA-256 {digest}"
+    assert found["is"]["protocol"]["samples"] == f"50 images of samples.npz, SHA-256 {digest}"
+    assert "strongly biased" in found["sfid"]["notes"][0]
 
 
 def test_a_file_that_holds_moments_is_compared_with_by_these(
@@ -103,14 +110,14 @@ def test_a_file_that_holds_moments_is_compared_with_by_these(
     of_moments = scored((alone, files[1]), sha256, tmp_path / "moments.json")
     assert with_images["fid"]["value"] == of_moments["fid"]["value"] != of_images["fid"]["value"]
     assert with_images["recall"]["value"] == of_images["recall"]["value"]
-    assert set(of_moments) == {"fid", "fid_infinity", "is"}
+    assert set(of_moments) == {"fid", "is"}
 
 
 def test_the_packaged_network_gives_no_fid(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare_files(*files, network="efficientnet-lite0", set=SMALL, device="cpu") == 0
     said = capsys.readouterr().out
     assert "FID" not in said
-    assert "strongly biased upwards: 50 samples in 1280 dimensions" in said
+    assert "strongly biased upwards: 1280-dimensional covariances of 50 samples and 60 reference" in said
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,11 @@ def test_the_packaged_network_gives_no_fid(files: tuple[Path, Path], capsys: pyt
         ({"arr_0": np.zeros((0, 16, 16, 3), dtype=np.uint8)}, r"shape \(0, 16, 16, 3\)"),
         ({"arr_0": np.zeros((50, 3, 16, 16), dtype=np.uint8)}, r"needs uint8 \(n, height, width, 1 or 3\)"),
         ({"mu": np.zeros(2048), "sigma": np.zeros((2048, 2048))}, "holds no images"),
-        ({"arr_0": np.array([object()])}, "no npz file that can be read"),
+        ({"arr_0": np.array([object()])}, "arr_0: images of dtype object"),
+        ({"arr_0": np.zeros((50, 8, 8, 3), np.uint8), "mu": np.zeros(9)}, "holds one of mu and sigma, and needs both"),
+        ({"mu": np.zeros(9), "sigma": np.zeros((9, 8))}, r"needs \(d,\) and \(d, d\)"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [np.nan, 1.0]])}, "not finite"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.1, 1.0]])}, "not symmetric"),
     ],
 )
 def test_samples_that_are_none_are_refused_by_name(
@@ -136,6 +147,21 @@ def test_a_file_that_is_cut_short_is_refused(files: tuple[Path, Path], tmp_path:
     (tmp_path / "cut.npz").write_bytes(files[1].read_bytes()[:1000])
     with pytest.raises(DamagedArtifact, match=r"cut\.npz: no npz file that can be read"):
         compare_files(files[0], tmp_path / "cut.npz", network="efficientnet-lite0")
+
+
+def test_a_compressed_file_whose_bits_flipped_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "odd.npz", pictures(1, 50))
+    content = bytearray((tmp_path / "odd.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "odd.npz").write_bytes(content)
+    with pytest.raises(DamagedArtifact, match=r"odd\.npz: no npz file that can be read"):
+        compare_files(files[0], tmp_path / "odd.npz", network="efficientnet-lite0", set=SMALL)
+
+
+def test_samples_with_moments_of_their_own_are_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    np.savez(tmp_path / "both.npz", arr_0=pictures(1, 50), mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(ValueError, match="samples are compared by their images"):
+        compare_files(files[0], tmp_path / "both.npz")
 
 
 def test_too_few_images_are_refused_before_the_network_sees_any(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -199,7 +225,7 @@ def test_a_plan_measures_fid_with_the_users_weights_from_the_store(tmp_path: Pat
     metrics = metrics_step(MetricsConfig(kid_subset_size=20), features=features, reference=reference)
     materialize([metrics], store, backend=LocalBackend(), resources=Resources())
     said = store.metrics(metrics)
-    assert {"fid", "fid_se", "fid_infinity", "sfid", "is", "kid", "precision", "recall_low"} <= set(said.metrics)
+    assert {"fid", "fid_se", "sfid", "is", "kid", "precision", "recall_low"} <= set(said.metrics)
     assert "fd" not in said.metrics
     assert said.protocol["fid"]["resize"] == "clean-fid legacy_tensorflow"
     assert said.protocol["recall"]["k"] == 3

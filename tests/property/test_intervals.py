@@ -8,7 +8,7 @@ from scipy import stats
 
 from diffusion.metrics.frechet import Gaussian, frechet_distance, frechet_distance_of_features
 from diffusion.metrics.frechet_uncertainty import frechet_estimates
-from diffusion.metrics.intervals import jackknife, of_replicates, of_share, of_standard_error
+from diffusion.metrics.intervals import dealt, jackknife, of_replicates, of_share, of_standard_error
 from diffusion.metrics.stats import GaussianStats
 
 DRAWS = 200
@@ -57,12 +57,33 @@ def test_what_is_left_of_few_images_or_many_is_what_the_rest_gives_by_itself(see
     rng = np.random.default_rng(seed)
     samples, reference = rng.standard_normal((n, d)), rng.standard_normal((20, d)) + 1
     found = frechet_estimates(samples, Gaussian.of_features(reference), groups=groups)
-    rests = [np.delete(samples, np.s_[group::groups], axis=0) for group in range(groups)]
+    rests = [samples[dealt(n, groups) != group] for group in range(groups)]
     left = np.array([frechet_distance_of_features(rest, reference) for rest in rests])
     value = frechet_distance_of_features(samples, reference)
     assert found.distance.value == pytest.approx(value, rel=1e-6)
     assert found.distance.standard_error == pytest.approx(jackknife(left), rel=1e-4, abs=1e-6)
-    assert found.infinity.value == pytest.approx(groups * value - (groups - 1) * left.mean(), rel=1e-4, abs=1e-4)
+    if n < 2 * d:
+        assert found.infinity is None
+    else:
+        assert found.infinity.value == pytest.approx(groups * value - (groups - 1) * left.mean(), rel=1e-4, abs=1e-4)
+
+
+def test_samples_that_stand_class_by_class_have_the_intervals_of_shuffled_ones():
+    rng = np.random.default_rng(0)
+    classes, n = 10, 2000
+    centres, reference = 3 * rng.standard_normal((classes, 8)), rng.standard_normal((500, 8))
+    in_turn = centres[np.arange(n) % classes] + rng.standard_normal((n, 8))
+    known = Gaussian.of_features(centres[np.arange(500) % classes] + reference)
+    ordered, shuffled = (frechet_estimates(x, known).distance for x in (in_turn, rng.permutation(in_turn)))
+    assert ordered.value == pytest.approx(shuffled.value, rel=1e-9)
+    # 19 degrees of freedom: a standard error is itself known to a fifth. Groups of one class each have tenfold.
+    assert ordered.standard_error == pytest.approx(shuffled.standard_error, rel=0.8)
+
+
+@given(count=st.integers(1, 200), groups=st.integers(1, 20))
+def test_groups_are_as_even_as_they_can_be(count, groups):
+    sizes = np.bincount(dealt(count, groups), minlength=groups)
+    assert sizes.max() - sizes.min() <= 1
 
 
 def test_more_groups_than_images_are_refused():

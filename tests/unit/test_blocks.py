@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from orchestrator.backend import LocalBackend
 from orchestrator.step import PROGRESS_FILE, Resources, StepContext
+from orchestrator.store import RECORD_FILE
 from pipelines.blocks import Block, Kept, kept_arrays, map_blocks
 from pipelines.shards import decoded_images, encoded_images
 
@@ -39,7 +41,7 @@ class Work:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Kept[np.ndarray]:
-    return kept_arrays(tmp_path / "blocks", lambda result: {"x": result}, lambda arrays: arrays["x"])
+    return kept_arrays(tmp_path / "blocks", 1, lambda result: {"x": result}, lambda arrays: arrays["x"])
 
 
 def run(work: Work, folder: Path, kept: Kept[np.ndarray]) -> np.ndarray:
@@ -61,6 +63,19 @@ def test_what_is_all_kept_is_read_and_nothing_is_computed(tmp_path: Path, kept: 
     again = Work()
     assert np.array_equal(run(again, tmp_path, kept), np.arange(COUNT) ** 2)
     assert again.asked == []
+
+
+def test_what_was_made_of_other_inputs_or_by_another_version_is_made_again(
+    tmp_path: Path, kept: Kept[np.ndarray]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    ctx = replace(context(tmp_path), inputs={"source": source})
+    for changed, record, version in ((True, "one", 1), (False, "one", 1), (True, "two", 1), (True, "two", 2)):
+        (source / RECORD_FILE).write_text(record)
+        work = Work()
+        map_blocks(ctx, work, COUNT, block_size=SIZE, kept=replace(kept, version=version))
+        assert len(work.asked) == (5 if changed else 0)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "empty"])
