@@ -30,6 +30,8 @@ class Finding:
     lost_steps: Sequence[float] = ()
     """Steps that were taken again after each."""
     notes: str = ""
+    is_ours: bool = True
+    """Whether it is this project that promised; not the script beside it."""
 
 
 def record(finding: Finding) -> None:
@@ -59,8 +61,8 @@ def _spread(values: Sequence[float], form: str) -> str:
 def main(lines: str, markdown: str, as_json: str) -> None:
     """Write the table and its JSON."""
     findings = [Finding(**json.loads(line)) for line in Path(lines).read_text().splitlines()]
-    held = sum(found.held for found in findings)
-    trials = sum(found.trials for found in findings)
+    held = sum(found.held for found in findings if found.is_ours)
+    trials = sum(found.trials for found in findings if found.is_ours)
     text = (
         f"# Faults, and what became of the results\n\n`make chaos`, on {os.cpu_count()} cores of "
         f"{platform.machine()}: {held} of {trials} trials held. A trial holds when the weights, averages, optimizer's "

@@ -96,6 +96,7 @@ def test_the_same_kills_beside_a_plain_script(tmp_path: Path) -> None:
             notes=f"{twice} of {len(whole.points)} points in MLflow more than once, {missing} missing; weights off by "
             f"{differ:.1%} of their norm ({_distance(again.average, whole.average):.1%} between two undisturbed runs); "
             f"it ended with an error and was called again {disturbed.calls - 1} times",
+            is_ours=False,
         )
     )  # fmt: skip
     with begun(tmp_path / "ours-whole", "--ray", images=64 * STEPS) as process:
