@@ -101,7 +101,7 @@ def _naming(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:  # it is named, or says by itself what is wrong
             raise
         raise OSError(error.errno, error.strerror, str(file)) from error
 

@@ -158,7 +158,7 @@ class ArtifactStore:
     def _outputs(self, directory: Path) -> list[str]:
         infos = self._files.get_file_info(fs.FileSelector(str(directory), recursive=True))
         names = [str(Path(info.path).relative_to(directory)) for info in infos if info.type == fs.FileType.File]
-        return sorted(name for name in names if Path(name).parts[0] not in WORKING_STATE and not name.startswith("."))
+        return sorted(name for name in names if Path(name).parts[0] not in WORKING_STATE and "/." not in f"/{name}")
 
     def _describe(self, file: Path) -> dict[str, Any]:
         sync(file)
