@@ -94,7 +94,7 @@ def test_the_same_kills_beside_a_plain_script(tmp_path: Path) -> None:
         Finding(
             "the same kills of a plain Ray Train script with MLflow", KILLS, KILLS * (twice == missing == differ == 0),
             notes=f"{twice} of {len(whole.points)} points in MLflow more than once, {missing} missing; weights off by "
-            f"{differ:.1%} of their norm ({_distance(again.average, whole.average):.1%} between two undisturbed runs); "
+            f"{differ:.1e} of their norm ({_distance(again.average, whole.average):.1e} between two undisturbed runs); "
             f"it ended with an error and was called again {disturbed.calls - 1} times",
             is_ours=False,
         )
