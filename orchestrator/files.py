@@ -18,11 +18,12 @@ GATE_SECONDS, GATE_POLL_SECONDS = 60.0, 0.005
 def write_whole(file: Path, text: str) -> None:
     """Write a file that is read meanwhile: a reader finds the old text or the new one. A power cut may lose it."""
     partial = _beside(file)
-    try:
-        partial.write_text(text)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with naming(file):
+        try:
+            partial.write_text(text)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_durably(
@@ -36,7 +37,7 @@ def write_durably(
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, half = _beside(file), len(content) // 2
-    with _naming(file):
+    with naming(file):
         try:
             with partial.open("wb", buffering=0) as stream:
                 _write_all(stream.fileno(), content[:half])
@@ -96,8 +97,8 @@ def _beside(file: Path) -> Path:
 
 
 @contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """That of a full disk does not by itself say which file."""
+def naming(file: Path) -> Iterator[None]:
+    """An OSError within the block names the file: that of a full disk does not by itself say which."""
     try:
         yield
     except OSError as error:

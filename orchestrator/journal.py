@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.errors import DamagedArtifact
 from orchestrator.failpoints import failpoint
+from orchestrator.files import naming
 from orchestrator.lease import Fence, guarded
 
 
@@ -56,7 +57,7 @@ class Journal:
             return
         values = {key: _to_json(float(value)) for key, value in metrics.items()}
         line = json.dumps({"time_ms": time.time_ns() // 1_000_000, "step": step, "metrics": values})
-        with guarded(self._fence), self._path.open("a") as file:
+        with guarded(self._fence), naming(self._path), self._path.open("a") as file:
             file.write(line + "\n")
             file.flush()
             failpoint("journal.before-fsync")

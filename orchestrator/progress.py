@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from orchestrator.experiment import Trial
 from orchestrator.step import FAILURE_FILE, PROGRESS_FILE, Step, walk
@@ -27,11 +28,8 @@ class StepProgress:
     @classmethod
     def read(cls, directory: Path) -> StepProgress | None:
         """The progress a step left in its directory; None when it said nothing yet."""
-        try:
-            said = json.loads((directory / PROGRESS_FILE).read_text())
-        except FileNotFoundError:
-            return None
-        return cls(**said)
+        said = _said(directory / PROGRESS_FILE)
+        return None if said is None else cls(**said)
 
 
 @dataclass
@@ -126,11 +124,8 @@ class Watcher:
 
     def _failure(self, step: Step) -> str | None:
         """Why a step failed in this run; None when it did not."""
-        try:
-            said = json.loads((self._store.path(step) / FAILURE_FILE).read_text())
-        except FileNotFoundError:
-            return None
-        return said["reason"] if said["time"] >= self._began else None
+        said = _said(self._store.path(step) / FAILURE_FILE)
+        return said["reason"] if said is not None and said["time"] >= self._began else None
 
     def _expected(
         self, cell: Cell, step: Step, running: tuple[Step, StepProgress] | None, whole: Mapping[str, float]
@@ -157,3 +152,12 @@ def _pace(cell: Cell, step: Step, progress: StepProgress) -> float | None:
     first_time, first_done = cell.seen.get(step.key, (progress.time, progress.done))
     advanced, elapsed = progress.done - first_done, progress.time - first_time
     return elapsed / advanced if advanced > 0 and elapsed > 0 else None
+
+
+def _said(file: Path) -> dict[str, Any] | None:
+    """None where there is nothing, or what a power cut left of it: it is written without waiting for the disk."""
+    try:
+        said: dict[str, Any] = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return said

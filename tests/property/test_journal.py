@@ -81,3 +81,11 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join([lines[0], "{" + lines[1], lines[2]]) + "\n")
     with pytest.raises(DamagedArtifact, match="line 2"):
         read_points(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_named_by_the_journals_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    (tmp_path / "journal.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device.*journal\.jsonl"):
+        journal.log({"loss": 1.0}, step=1)

@@ -12,7 +12,7 @@ from orchestrator import display
 from orchestrator.display import Display, StepDisplay
 from orchestrator.experiment import Trial
 from orchestrator.progress import StepProgress, Watcher
-from orchestrator.step import Step, StepContext, write_failure, write_progress
+from orchestrator.step import FAILURE_FILE, PROGRESS_FILE, Step, StepContext, write_failure, write_progress
 from orchestrator.store import ArtifactStore
 from tests.unit.test_experiment import Config
 
@@ -150,3 +150,17 @@ def test_a_step_by_itself_says_how_far_it_is_and_how_long_it_will_take(
     first, second = shown.getvalue().splitlines()
     assert first == "train     10/100 img"
     assert second == "train     50/100 img  ETA 0:00:25"
+
+
+@pytest.mark.parametrize("left", ["", '{"done": 3', "\x00\x00"])
+def test_what_a_power_cut_left_of_a_steps_word_is_as_if_it_had_said_nothing(tmp_path: Path, left: str) -> None:
+    store = ArtifactStore(str(tmp_path))
+    step = Step(name="train", version=1, config=Config(), inputs={}, run=lambda *_: None)
+    store.path(step).mkdir(parents=True)
+    for name in (PROGRESS_FILE, FAILURE_FILE):
+        (store.path(step) / name).write_text(left)
+    watcher = Watcher(store, {Trial("row", 0, Config()): [step]}, concurrent=1)
+    watcher.look()
+    assert watcher.running() == []
+    assert watcher.cells[0].failed is None
+    assert StepProgress.read(store.path(step)) is None
