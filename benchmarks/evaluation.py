@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from diffusion.metrics.frechet import frechet_distance, frechet_distance_of_features
-from diffusion.metrics.inception import clean_fid_frechet_distance, declare_missing_torchvision_operators
+from diffusion.metrics.inception import declare_missing_torchvision_operators
 from diffusion.metrics.precision_recall import precision_recall
 from diffusion.metrics.resize import resize_clean
 from diffusion.metrics.stats import GaussianStats
@@ -39,6 +39,7 @@ def features(seed: int, count: int) -> NDArray[np.float32]:
 
 def frechet(count: int) -> Ways:
     """The distance from moments that are there."""
+    from cleanfid.fid import frechet_distance as clean_fid_frechet_distance
     from torch_fidelity.metric_fid import fid_statistics_to_metric
 
     first, second = (GaussianStats.of(features(seed, count)) for seed in (0, 2))
@@ -52,6 +53,8 @@ def frechet(count: int) -> Ways:
 
 def frechet_of_few(count: int) -> Ways:
     """The distance from features that are fewer than their dimensions."""
+    from cleanfid.fid import frechet_distance as clean_fid_frechet_distance
+
     x, y = (features(seed, count) for seed in (0, 2))
 
     def clean_fid() -> float:

@@ -98,19 +98,6 @@ class InceptionFeatures:
         return Features(*(values.float().cpu().numpy() for values in self._network(scaled)))
 
 
-def clean_fid_frechet_distance(
-    mean_first: NDArray[np.float64],
-    cov_first: NDArray[np.float64],
-    mean_second: NDArray[np.float64],
-    cov_second: NDArray[np.float64],
-) -> float:
-    """The distance by clean-fid's code. Where covariances are singular, frechet.py is the more exact one."""
-    declare_missing_torchvision_operators()
-    from cleanfid.fid import frechet_distance
-
-    return float(frechet_distance(mean_first, cov_first, mean_second, cov_second))
-
-
 class _TorchScript(nn.Module):
     """The layers of the TorchScript file, one by one: what lies between them is wanted, too."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.metrics.frechet import frechet_distance
-from diffusion.metrics.inception import clean_fid_frechet_distance, declare_missing_torchvision_operators
+from diffusion.metrics.inception import declare_missing_torchvision_operators
 from diffusion.metrics.inception_score import inception_score
 from diffusion.metrics.kid import kid
 from diffusion.metrics.precision_recall import precision_recall
@@ -27,11 +27,13 @@ def features() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fidelity() -> None:
-    """torch-fidelity can be imported."""
+    """torch-fidelity and clean-fid can be imported."""
     declare_missing_torchvision_operators()
 
 
-def test_clean_fid_has_the_same_frechet_distance(features):
+def test_clean_fid_has_the_same_frechet_distance(features, fidelity):
+    from cleanfid.fid import frechet_distance as clean_fid_frechet_distance
+
     first, second = map(GaussianStats.of, features)
     theirs = clean_fid_frechet_distance(first.mean, first.cov, second.mean, second.cov)
     assert frechet_distance(first, second) == pytest.approx(theirs, rel=1e-8)
