@@ -90,6 +90,12 @@ def seize(path: Path) -> Fence:
     return Fence(path, taken.epoch)
 
 
+def is_at_work(path: Path, *, expires_s: float = EXPIRES_SECONDS) -> bool:
+    """Whether a holder is heard of, as far as can be said at once: by the file's age on this machine's clock."""
+    holder = _read(path).holder
+    return holder is not None and not holder.is_gone() and time.time() - path.stat().st_mtime < expires_s
+
+
 def guarded(fence: Fence | None) -> AbstractContextManager[None]:
     """The guard of a fence, where there is one."""
     return nullcontext() if fence is None else fence.guard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from orchestrator.backend import Backend
 from orchestrator.errors import LeaseLost, PapertableError, StepFailed
@@ -31,6 +32,11 @@ def pending(steps: Iterable[Step], store: ArtifactStore) -> list[Step]:
     return _once(needed)
 
 
+def lease_of(step: Step, store: ArtifactStore) -> Path:
+    """The file that says who runs a step."""
+    return store.root / ".leases" / f"{step.name}-{step.fingerprint}.lease"
+
+
 def _once(steps: Iterable[Step]) -> list[Step]:
     """Each step once, in the order given."""
     return list({step.key: step for step in steps}.values())
@@ -45,7 +51,7 @@ def materialize(
     of its own, began_by, can ask what runs to stop (stopping.py).
     """
     for step in pending(steps, store):
-        lease = store.root / ".leases" / f"{step.name}-{step.fingerprint}.lease"
+        lease = lease_of(step, store)
         while not store.is_done(step):
             try:
                 with hold(lease, f"step {step.key}") as fence:

@@ -124,8 +124,7 @@ class Watcher:
 
     def _failure(self, step: Step) -> str | None:
         """Why a step failed in this run; None when it did not."""
-        said = _said(self._store.path(step) / FAILURE_FILE)
-        return said["reason"] if said is not None and said["time"] >= self._began else None
+        return failure(self._store.path(step), since=self._began)
 
     def _expected(
         self, cell: Cell, step: Step, running: tuple[Step, StepProgress] | None, whole: Mapping[str, float]
@@ -152,6 +151,12 @@ def _pace(cell: Cell, step: Step, progress: StepProgress) -> float | None:
     first_time, first_done = cell.seen.get(step.key, (progress.time, progress.done))
     advanced, elapsed = progress.done - first_done, progress.time - first_time
     return elapsed / advanced if advanced > 0 and elapsed > 0 else None
+
+
+def failure(directory: Path, *, since: float = 0.0) -> str | None:
+    """Why a step last failed, where it did so since a time and has not begun again; else None."""
+    said = _said(directory / FAILURE_FILE)
+    return said["reason"] if said is not None and said["time"] >= since else None
 
 
 def _said(file: Path) -> dict[str, Any] | None:

@@ -15,9 +15,10 @@ from orchestrator.experiment import Experiment, Trial
 from orchestrator.feed import TrackerFeed
 from orchestrator.files import write_whole
 from orchestrator.journal import read_points
-from orchestrator.materialize import materialize, pending
+from orchestrator.lease import is_at_work
+from orchestrator.materialize import lease_of, materialize, pending
 from orchestrator.plots import curves, scatter
-from orchestrator.progress import Watcher
+from orchestrator.progress import Watcher, failure
 from orchestrator.signals import Background
 from orchestrator.step import JOURNAL_FILE, Resources, Step, walk
 from orchestrator.stopping import stop_all
@@ -130,20 +131,24 @@ def sync_experiment(
 ) -> StudyOutcome:
     """Rebuild the table from the store, and send the tracker what it lacks; runs nothing.
 
-    Not while the study runs: its own driver is the one that sends. Raises PreflightError where the store has nothing.
+    Raises PreflightError where the store has nothing, and while the study runs: its own driver is the one that sends.
     """
     plans = _begun(experiment, plan, store)
+    waiting = pending([step for steps in plans.values() for step in steps.values()], store)
+    if at_work := [step.key for step in waiting if is_at_work(lease_of(step, store))]:
+        raise PreflightError(f"{', '.join(at_work)} is being run: the study sends this itself; sync when it has ended")
     with TrackerFeed(tracker, experiment, plans, store, presentation.attachments) as feed:
-        unfinished = dict.fromkeys(_unfinished(plans, store), NOT_YET)
+        unfinished = _why_unfinished(plans, store)
         table, files, unwritten = _told(experiment, plans, store, presentation, unfinished)
-        behind = feed.finish(table, files, {})
+        failed = {key: why for key, why in unfinished.items() if why != NOT_YET}
+        behind = feed.finish(table, files, failed)
     return StudyOutcome(table, files, unwritten, 0, behind)
 
 
 def table_so_far(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> ComparisonTable:
     """What the store has of a study. Raises PreflightError where it has nothing."""
     plans = _begun(experiment, plan, store)
-    unfinished = dict.fromkeys(_unfinished(plans, store), NOT_YET)
+    unfinished = _why_unfinished(plans, store)
     return ComparisonTable(experiment, [_result(trial, plans[trial], store, unfinished) for trial in plans])
 
 
@@ -159,6 +164,17 @@ def _begun(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> dic
 
 def _unfinished(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore) -> list[str]:
     return [trial.key for trial, steps in plans.items() if pending(steps.values(), store)]
+
+
+def _why_unfinished(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore) -> dict[str, str]:
+    """trial.key -> what a step of it said when it failed, else NOT_YET."""
+    found = {}
+    for trial, steps in plans.items():
+        missing = pending(steps.values(), store)
+        said = (failure(store.path(step)) for step in missing)
+        if missing:
+            found[trial.key] = next((why for why in said if why is not None), NOT_YET)
+    return found
 
 
 def _told(

@@ -16,6 +16,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from orchestrator.lease import hold
 from tests.small_study import ROWS, begun, call, report, trained, training, wait_until
 
 pytestmark = pytest.mark.ray
@@ -171,7 +172,12 @@ def test_another_mlflow_learns_everything_from_the_store(
 @pytest.mark.mlflow
 def test_a_cell_without_a_result_is_told_as_interrupted(study: Study, tmp_path: Path) -> None:
     store, uri = Path(shutil.copytree(study.store, tmp_path / "store")), f"sqlite:///{tmp_path / 'other.db'}"
-    shutil.rmtree(next(store.glob("nll/*")))
+    nll = next(store.glob("nll/*"))
+    shutil.rmtree(nll)
+    with hold(store / ".leases" / f"nll-{nll.name}.lease", "a step"):
+        refused = report("sync", store, "--tracking-uri", uri)
+    assert refused.returncode == 3
+    assert f"nll/{nll.name} is being run" in " ".join(refused.stderr.split())
     told = report("sync", store, "--tracking-uri", uri)
     assert told.returncode == 0, told.stderr
     assert "FAILED (it has no result yet)" in told.stdout
@@ -196,6 +202,12 @@ def test_a_row_that_fails_leaves_the_others_and_is_the_only_one_to_run_again(stu
         (reason,) = [line["failed"] for line in csv.DictReader(stream) if line["failed"]]
     assert reason.endswith(f"(step nll/{nll.name}, whose files are in {nll})")
     assert "5/6 cells done, 0 at work, 1 failed" in failed.stderr
+    told = report("sync", store, "--tracking-uri", f"sqlite:///{tmp_path / 'other.db'}")
+    assert told.returncode == 0, told.stderr
+    assert "FAILED (IsADirectoryError: " in told.stdout
+    other = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
+    runs = other.search_runs([experiment.experiment_id for experiment in other.search_experiments()])
+    assert sorted(run.info.status for run in runs) == ["FAILED"] * 2 + ["FINISHED"] * (len(ROWS) - 1)
 
     (nll / "nll.npz").rmdir()
     again = call(store)
