@@ -77,6 +77,8 @@ class CheckpointStore:
         self._version: str | None = None
         """Of LATEST, as this one left it."""
         self._epoch = 0
+        self._pointed_at: str | None = None
+        """The folder that LATEST named when it was claimed."""
         self._good: list[str] = []
         """Folders of states that verified or were written by us, oldest first."""
 
@@ -93,7 +95,7 @@ class CheckpointStore:
             mine = _Pointer(pointer.clock, epoch, pointer.folder, self._writer).encoded()
             with suppress(Conflict):  # another one came between: it is followed in turn
                 self._version = _patiently(lambda: self._swapped(mine, version, turn))  # noqa: B023
-                self._epoch = epoch
+                self._epoch, self._pointed_at = epoch, pointer.folder
 
     def _swapped(self, mine: bytes, version: str | None, turn: Callable[[], AbstractContextManager[object]]) -> str:
         with turn():
@@ -102,11 +104,15 @@ class CheckpointStore:
     def resume(self, *, on_damage: Callable[[str], None]) -> Checkpoint | None:
         """The newest state that verifies, and from now on this process's alone to follow. None where there is none.
 
-        Each newer one that does not verify is reported by the file at fault. A place that does not answer is no damage:
-        it is asked again, and TransientError raised after two minutes.
+        Each newer one that does not verify is reported by the file at fault; not what a kill left unfinished, which has
+        no manifest and was never LATEST. A place that does not answer is no damage: it is asked again, and
+        TransientError raised after two minutes.
         """
         self.claim()
+        names = _patiently(self._blobs.names)
         for folder, _ in sorted(self._folders(), reverse=True):
+            if f"{folder}/{MANIFEST}" not in names and folder != self._pointed_at:
+                continue
             try:
                 found = self._read(folder)
             except (FileNotFoundError, ValueError) as error:
@@ -215,16 +221,34 @@ def _manifest(content: bytes) -> tuple[int, dict[str, tuple[int, str]]]:
 
 
 def check_writable(blobs: Blobs) -> None:
-    """Raises PreflightError when nothing can be kept there, read again and removed, for half a minute."""
+    """Raises PreflightError when nothing can be kept there, read again and removed, for half a minute.
+
+    Also where a file is replaced although it is not what whoever replaces it saw.
+    """
     name, content = f"probe-{uuid.uuid4().hex}", b"papertable"
     try:
         version = _patiently(lambda: blobs.swap(name, content, expected=None), seconds=PROBE_SECONDS)
         found = _patiently(lambda: blobs.version(name), seconds=PROBE_SECONDS)
+        guarded = _refuses(blobs, name, expected=None) and _refuses(blobs, name, expected=re.sub(r"\w", "0", version))
         _patiently(lambda: blobs.delete(name), seconds=PROBE_SECONDS)
     except (OSError, Conflict) as error:
         raise PreflightError(f"checkpoints cannot be kept in {blobs.location} ({error})") from error
+    if not guarded:
+        raise PreflightError(
+            f"checkpoints cannot be kept in {blobs.location}: it overwrites what has changed meanwhile, so a process "
+            f"that was replaced could undo its successor's work. The server must know If-Match and If-None-Match"
+        )
     if found != (version, content):
         raise PreflightError(f"checkpoints cannot be kept in {blobs.location}: what was written was not read again")
+
+
+def _refuses(blobs: Blobs, name: str, *, expected: str | None) -> bool:
+    """Whether a file that is there, and of another version, is left as it is."""
+    try:
+        _patiently(lambda: blobs.swap(name, b"another", expected=expected), seconds=PROBE_SECONDS)
+    except Conflict:
+        return True
+    return False
 
 
 def _patiently(ask: Callable[[], T], *, seconds: float | None = None) -> T:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from orchestrator.blobs import Blobs, Conflict
-from orchestrator.checkpoint import MANIFEST, POINTER, Checkpoint, CheckpointStore
+from orchestrator.checkpoint import MANIFEST, POINTER, Checkpoint, CheckpointStore, check_writable
 from orchestrator.errors import CheckpointsTaken, LeaseLost
 
 FIRST, SECOND, THIRD = ({"state": word * 100, "meta": b"{}"} for word in (b"one", b"two", b"three"))
@@ -106,7 +106,7 @@ class PlaceContract:
     def test_what_a_kill_left_of_a_save_is_replaced_by_the_next(self, blobs: Blobs) -> None:
         saved(blobs)
         blobs.write("step-000000000030-000001/state", b"half")
-        assert found(blobs)[0] == Checkpoint(20, SECOND)
+        assert found(blobs) == (Checkpoint(20, SECOND), [])  # unfinished is not damaged
         CheckpointStore(blobs).save(THIRD, clock=30)
         assert found(blobs) == (Checkpoint(30, THIRD), [])
 
@@ -196,6 +196,12 @@ class PlaceContract:
         with pytest.raises(CheckpointsTaken):
             former.save(FIRST, clock=30)
         assert found(blobs)[0] == Checkpoint(20, THIRD)
+
+    def test_the_place_is_tried_before_training_and_left_as_it_was(self, blobs: Blobs) -> None:
+        saved(blobs)
+        before = sorted(blobs.names())
+        check_writable(blobs)
+        assert sorted(blobs.names()) == before
 
     def test_a_reader_takes_nothing_over(self, blobs: Blobs) -> None:
         store = saved(blobs)

@@ -57,6 +57,19 @@ def test_a_place_that_cannot_be_written_is_found_before_training(tmp_path: Path)
     assert list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize("ignored", ["If-None-Match", "If-Match"])
+def test_a_place_that_overwrites_what_others_changed_is_found_before_training(tmp_path: Path, ignored: str) -> None:
+    class Careless(LocalBlobs):
+        def swap(self, name: str, content: bytes, *, expected: str | None) -> str:
+            if (expected is None) == (ignored == "If-None-Match"):
+                found = self.version(name)
+                expected = None if found is None else found[0]
+            return super().swap(name, content, expected=expected)
+
+    with pytest.raises(PreflightError, match=r"overwrites what has changed meanwhile.*must know If-Match"):
+        check_writable(Careless(tmp_path / "place"))
+
+
 FULL = """
 import resource, sys
 from pathlib import Path
