@@ -129,6 +129,7 @@ def test_both_learn(kind):
         ("NVIDIA A100-SXM4-40GB", "float32", False, 19.5e12),
         ("NVIDIA A100-SXM4-40GB", "float32", True, 156e12),
         ("NVIDIA L40S", "bf16", False, 362e12),
+        ("NVIDIA A10G", "bf16", False, 70e12),
         ("NVIDIA A1000 Laptop GPU", "bf16", False, None),
     ],
 )
