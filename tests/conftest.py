@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Ray's workers are processes of their own, and import the functions that tests hand them.
@@ -18,6 +19,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from tests.chaos.guarantees import Finding, record
+
 torch.set_num_threads(1)
 # A busy machine makes single examples slow; the number of examples is what bounds a property test's time.
 hypothesis.settings.register_profile("papertable", deadline=None, max_examples=50, derandomize=True)
@@ -32,3 +35,14 @@ install_import_hook([f"diffusion.{module.stem}" for module in MATHEMATICS.glob("
 def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests decode no images into the user's cache."""
     os.environ["PAPERTABLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[pytest.TestReport]:
+    """A fault that did not hold gets its row, too, also where its test ended before it could say so."""
+    report: pytest.TestReport = yield
+    if report.failed and item.get_closest_marker("chaos") is not None:
+        why = "" if call.excinfo is None else str(call.excinfo.value).partition("\n")[0]
+        sentence = item.name.removeprefix("test_").replace("_", " ")
+        record(Finding(f"NOT HELD: {sentence} ({report.when})", 1, 0, notes=why[:200]))
+    return report
