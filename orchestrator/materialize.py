@@ -73,6 +73,8 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
     began = time.monotonic()
     try:
         step.run(step.config, context)
+        failpoint("step.before-commit")
+        store.commit(step, seconds=time.monotonic() - began, provenance=provenance(), fence=fence)
     except PapertableError:
         fence.check()  # what goes wrong because another writes here, too, is no failure of the step
         raise  # it says what is wrong, and knows its exit code
@@ -81,6 +83,4 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
         reason = f"{type(error).__name__}: {error}"
         write_failure(output, reason)
         raise StepFailed(step.key, output, reason) from error
-    failpoint("step.before-commit")
-    store.commit(step, seconds=time.monotonic() - began, provenance=provenance(), fence=fence)
     failpoint("step.after-commit")

@@ -18,6 +18,7 @@ from tests.small_study import ROOT, wait_until
 
 IMAGES = 6_400
 OFTEN = ("--checkpoint-steps", "7")
+SAME = "weights, averages, optimizer, histories of t and journal equal the undisturbed run's"
 SETTINGS = {
     "model.dropout": "0.1",
     "train.timesteps.kind": "loss_second_moment",

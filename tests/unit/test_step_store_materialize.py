@@ -111,6 +111,29 @@ def test_a_step_that_failed_is_not_done_and_its_reason_is_told(store: ArtifactSt
     assert (store.path(step("a", fail=True)) / "half.txt").exists()
 
 
+def test_a_step_whose_record_cannot_be_written_failed_for_that_reason(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = step("a")
+    (store.path(one) / "record.json").mkdir(parents=True)  # in the way
+    monkeypatch.setattr(ArtifactStore, "record", lambda *_: None)
+    with pytest.raises(StepFailed, match=r"IsADirectoryError: .*record\.json"):
+        run([one], store)
+
+
+def test_what_is_hidden_in_a_folder_is_no_output(store: ArtifactStore) -> None:
+    def write(config: Config, ctx: StepContext) -> None:
+        (ctx.output / "blocks").mkdir()
+        for name in ("whole", ".half.partial"):
+            (ctx.output / "blocks" / name).write_text(name)
+
+    one = Step(name="a", version=1, config=Config(text="a"), inputs={}, run=write)
+    run([one], store)
+    record = store.record(one)
+    assert record is not None
+    assert list(record.files) == ["blocks/whole"]
+
+
 def test_an_interruption_is_no_failure(store: ArtifactStore) -> None:
     def interrupted(config: Config, ctx: StepContext) -> None:
         raise Interrupted(signal.SIGTERM)
