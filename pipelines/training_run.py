@@ -60,6 +60,8 @@ class TrainingRun:
         self.state = build_train_state(config, training.network, num_timesteps=num_timesteps)
         self.damage: list[str] = []
         """What was wrong with checkpoints when training resumed: told in the step's notes."""
+        self.went_on_from: int | None = None
+        """Images seen in the state that training resumed from."""
         self.is_first = spmd.rank == 0
         if ARMED:
             self.state.optimizer.register_step_post_hook(lambda *_: failpoint("train.after-optimizer"))
@@ -81,10 +83,13 @@ class TrainingRun:
         if tensors is not None and meta is not None:
             window = meta.pop(WINDOW)
             self._take(tensors, meta)
+            self.went_on_from = self.state.images_seen
             if self.is_first:
                 self.window.begin(window)
         if self.is_first:
-            self.fence.check()
+            with self.fence.guard():
+                for unfinished in self.place.output.glob(".*.safetensors.*"):  # of a writer that was killed
+                    unfinished.unlink(missing_ok=True)
             self.history.add(resumed_at=self.state.images_seen, workers=self.spmd.world_size, damage=self.damage)
 
     def _kept(self) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
@@ -111,6 +116,7 @@ class TrainingRun:
             return
         heard = listening(self.place.output, began_by=self.place.began_by, fence=self.fence)
         with heard, CheckpointWriter(self.store) as writer:
+            writer.verified = self.went_on_from
             self._train_and_keep(writer)
             self._keep_now(writer)
 

@@ -20,6 +20,7 @@ from diffusion.train_config import TrainConfig, TreeConfig
 from diffusion.train_state import TrainState, build_train_state
 from diffusion.unet import UNetConfig
 from orchestrator.backend import SpmdContext
+from orchestrator.step import PROGRESS_FILE
 from orchestrator.stopping import Preempted
 from pipelines import training_run
 from pipelines.held_out import BestByLoss
@@ -107,6 +108,23 @@ def test_a_training_that_is_stopped_in_the_middle_of_a_window_journals_what_one_
     assert curve(tmp_path / "stopped") == curve(tmp_path / "whole")
     whole, stopped = (max(tmp_path.glob(f"{name}/checkpoints/step-*/state.*")) for name in ("whole", "stopped"))
     assert whole.read_bytes() == stopped.read_bytes()
+
+
+def test_who_goes_on_says_from_the_start_what_is_kept_and_removes_what_a_killed_writer_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(tmp_path, CONFIG)
+    run.resume()
+    train_until(3, run, monkeypatch)
+    left = [tmp_path / ".model.safetensors.1234", tmp_path / "..model.safetensors.1234.5678.partial"]
+    for file in left:
+        file.write_bytes(b"half")
+    run = training(tmp_path, CONFIG)
+    run.resume()
+    assert not any(file.exists() for file in left)
+    train_until(4, run, monkeypatch)
+    facts = json.loads((tmp_path / PROGRESS_FILE).read_text())["facts"]
+    assert facts["saved"] == 3 * CONFIG.train.batch_size
 
 
 def test_a_metric_that_is_nan_is_kept_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
