@@ -42,10 +42,10 @@ def precision_recall(
     _check(samples, reference, k)
     way = _exact(reference) if distances == "exact" else _Way(_squared_in_16_bits, PUBLISHED_BLOCK)
     ours, theirs = torch.from_numpy(samples), torch.from_numpy(reference)
-    within = _covered(ours, theirs, _radii(theirs, k, way)[:, None], way)[0]
     groups = min(GROUPS, len(ours) // (k + 1))
     radii = _radii_without(ours, k, torch.from_numpy(dealt(len(ours), groups)), way)
-    recalls = _covered(theirs, ours, radii, _turned(way)).double().mean(dim=1).numpy()
+    within, covered = _inside(theirs, ours, _radii(theirs, k, way), radii, way)
+    recalls = covered.double().mean(dim=1).numpy()
     recall = of_standard_error(float(recalls[0]), jackknife(recalls[1:]), degrees_of_freedom=groups - 1)
     return PrecisionRecall(
         of_share(int(within.sum()), len(ours)), recall._replace(low=max(0.0, recall.low), high=min(1.0, recall.high))
@@ -64,14 +64,6 @@ def _exact(reference: NDArray[np.floating]) -> _Way:
     """In float64, of points from which the reference's mean is taken away: what they share would cost digits."""
     shift = torch.from_numpy(reference.mean(axis=0, dtype=np.float64))
     return _Way(lambda u, v: _squared(u.double() - shift, v.double() - shift), EXACT_BLOCK)
-
-
-def _turned(way: _Way) -> _Way:
-    """Distances whose columns are the rows of what is rounded: in float16 a sum hangs on its order.
-
-    The published evaluator has one block, of reference by samples, for precision and recall.
-    """
-    return way._replace(squared=lambda u, v: way.squared(v, u).T)
 
 
 def _squared(u: Tensor, v: Tensor) -> Tensor:
@@ -127,15 +119,23 @@ def _radii_without(points: Tensor, k: int, own: Tensor, way: _Way) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _covered(points: Tensor, centres: Tensor, radii: Tensor, way: _Way) -> Tensor:
-    """(v, n): which points are within the ball of any centre, for each column of squared radii (m, v)."""
-    covered = torch.zeros(radii.shape[1], len(points), dtype=torch.bool)
-    for rows in _blocks(len(centres), way.block[0]):
-        for columns in _blocks(len(points), way.block[1]):
-            block = way.squared(centres[rows], points[columns])
-            for number, radius in enumerate(radii[rows].unbind(dim=1)):
-                covered[number, columns] |= (block <= radius[:, None]).any(dim=0)
-    return covered
+def _inside(
+    theirs: Tensor, ours: Tensor, radii_of_theirs: Tensor, radii_of_ours: Tensor, way: _Way
+) -> tuple[Tensor, Tensor]:
+    """(n,): which of ours are within a ball of theirs. (v, m): which of theirs within one of ours, by each column.
+
+    radii_of_theirs (m,), radii_of_ours (n, v), squared. As published, both are read from one block of distances,
+    theirs by ours: in float16 a sum hangs on its order.
+    """
+    within = torch.zeros(len(ours), dtype=torch.bool)
+    covered = torch.zeros(radii_of_ours.shape[1], len(theirs), dtype=torch.bool)
+    for rows in _blocks(len(theirs), way.block[0]):
+        for columns in _blocks(len(ours), way.block[1]):
+            block = way.squared(theirs[rows], ours[columns])
+            within[columns] |= (block <= radii_of_theirs[rows, None]).any(dim=0)
+            for number, radii in enumerate(radii_of_ours[columns].T.contiguous()):
+                covered[number, rows] |= (block <= radii).any(dim=1)
+    return within, covered
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

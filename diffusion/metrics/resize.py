@@ -1,7 +1,6 @@
 """How is an image brought to the size a network sees? In each of clean-fid's modes, for whole batches at once.
 
-Resizing is linear: a product with one matrix for the rows and one for the columns, which a processor does in the time
-that Pillow needs for a third of the image.
+Resizing is linear: a product with one matrix for the columns and one for the rows.
 """
 
 from __future__ import annotations
@@ -20,8 +19,11 @@ def resize_clean(images: Tensor, size: int) -> Tensor:
     Sums are float64's and either pass is rounded to float32, as Pillow has it.
     """
     rows, columns = (bicubic_matrix(length, size).to(images.device) for length in images.shape[2:])
-    wide = (images.double() @ columns.T).float()
-    return (rows @ wide.double()).float().clamp_(0, 255)
+    wide = (images.contiguous().double() @ columns.T).float()
+    resized = wide.new_empty(*images.shape[:2], size, size)
+    for image, into in zip(wide, resized, strict=True):  # all at once, the sums in float64 would not stay in a cache
+        into.copy_(rows @ image.double())
+    return resized.clamp_(0, 255)
 
 
 def resize_legacy_pytorch(images: Tensor, size: int) -> Tensor:

@@ -50,7 +50,8 @@ def test_what_is_left_when_a_group_is_taken_away_is_what_the_rest_gives_by_itsel
     # All close neighbours of these points are in their own group: their radius is then looked for among all others.
     samples[own == 0] = samples[0] + 1e-3 * rng.standard_normal(((own == 0).sum(), 2))
     ours, theirs, way = torch.from_numpy(samples), torch.from_numpy(reference), module._exact(reference)
-    covered = module._covered(theirs, ours, module._radii_without(ours, 3, torch.from_numpy(own), way), way)
+    radii = module._radii_without(ours, 3, torch.from_numpy(own), way)
+    _, covered = module._inside(theirs, ours, module._radii(theirs, 3, way), radii, way)
     for group in range(own.max() + 1):
         rest = samples[own != group]
         assert covered[1 + group].double().mean() == pytest.approx(brute_force(rest, reference, 3)[1], abs=1e-12)
