@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion.types import PerExample, Steps
-
 CHECK_EVERY_STEPS = 10  # looking at a loss makes the host wait for a GPU: done once for that many steps
 
 
@@ -30,21 +28,25 @@ class DivergenceWatch:
     """Notices losses and gradients that are not finite, a few steps late but before they can be saved."""
 
     def __init__(self) -> None:
-        self._unread: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._unread: list[tuple[int, Tensor, Tensor]] = []
 
-    def add(
-        self, step: int, *, loss: Float[Tensor, ""], grad_norm: Float[Tensor, ""], t: Steps, objective: PerExample
-    ) -> None:
-        """Remember a step; every CHECK_EVERY_STEPS of them are looked at together."""
-        self._unread.append((step, torch.stack([loss, grad_norm]), t, objective))
+    def add(self, step: int, *, rows: Float[Tensor, "rows b"], grad_norm: Float[Tensor, ""]) -> None:
+        """Remember a step: t, weight and objective of its examples; many are looked at together."""
+        self._unread.append((step, rows[:3], grad_norm))
         if len(self._unread) >= CHECK_EVERY_STEPS:
             self.check()
 
     def check(self) -> None:
         """Look at all steps not looked at yet. Raises TrainingDiverged for the first bad one, now and ever after."""
-        if not self._unread or torch.stack([numbers for _, numbers, _, _ in self._unread]).isfinite().all():
+        if not self._unread:
+            return
+        losses = torch.stack([(rows[1] * rows[2]).mean() for _, rows, _ in self._unread])
+        norms = torch.stack([norm for _, _, norm in self._unread])
+        bad = ~(losses.isfinite() & norms.isfinite())
+        if not bad.any():
             self._unread = []
             return
-        step, numbers, t, objective = next(entry for entry in self._unread if not entry[1].isfinite().all())
-        loss, grad_norm = numbers.tolist()
-        raise TrainingDiverged(step, loss, grad_norm, tuple(t[~objective.isfinite()].tolist()))
+        first = int(bad.nonzero()[0])
+        step, (t, _, objective), _ = self._unread[first]
+        at = tuple(t[~objective.isfinite()].long().tolist())
+        raise TrainingDiverged(step, float(losses[first]), float(norms[first]), at)

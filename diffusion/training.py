@@ -33,9 +33,9 @@ class StepMetrics:
 
     names: tuple[str, ...]
     """loss, and what the objective shows beside it."""
-    means: Float[Tensor, "names"]
-    quartiles: Float[Tensor, "names_and_weight 4"]
-    """Of t: the weighted values in each quarter of 0..T-1, summed, and, last, their weights, summed."""
+    rows: Float[Tensor, "t_and_weight_and_names b"]
+    """t, weight, and a row for each name, of every example of the batch: means of many steps cost one look at them."""
+    num_timesteps: int
     grad_norm: Float[Tensor, ""]
     """Before it was clipped; not finite in a step that was skipped."""
     lr: float
@@ -45,9 +45,26 @@ class StepMetrics:
     """The gradient overflowed float16, and nothing was learned."""
 
     @property
-    def loss(self) -> Float[Tensor, ""]:
-        """The mean that was minimised."""
-        return self.means[0]
+    def means(self) -> Float[Tensor, "names"]:
+        """By name, over the batch; the first is the loss, which was minimised."""
+        return means_of(self.rows)
+
+    @property
+    def quartiles(self) -> Float[Tensor, "names_and_weight 4"]:
+        """See quartiles_of."""
+        return quartiles_of(self.rows, num_timesteps=self.num_timesteps)
+
+
+@torch.no_grad()
+def means_of(rows: Float[Tensor, "rows b"]) -> Float[Tensor, "names"]:
+    """Weighted means over the examples of StepMetrics.rows, those of one step or of several beside each other."""
+    return (rows[2:] * rows[1]).mean(dim=1)
+
+
+@torch.no_grad()
+def quartiles_of(rows: Float[Tensor, "rows b"], *, num_timesteps: int) -> Float[Tensor, "names_and_weight 4"]:
+    """Of t: the weighted values in each quarter of 0..T-1, summed, and, last, their weights, summed."""
+    return quartile_sums(rows[0].long(), rows[2:], rows[1], num_timesteps=num_timesteps)
 
 
 def train_step(
@@ -61,7 +78,8 @@ def train_step(
     """
     lr, scale = state.config.lr_at(step), state.loss_scale
     log2 = None if scale is None else scale.log2
-    state.optimizer.zero_grad()
+    for parameter in state.parameters:
+        parameter.grad = None
     with fused.used(state.config.norms == "fused"):  # the way back, too: it may run blocks again
         if isinstance(state.config.reduction, TreeConfig):
             rows = _tree_gradient(state, module, objective, examples, state.config.reduction, step=step, seed=seed)
@@ -71,13 +89,10 @@ def train_step(
     everything = gathered(rows.values)
     state.images_seen += everything.shape[1]
     state.step = step + 1
-    t, losses = everything[0].long(), everything[2]
     if state.timestep_sampler.state():
-        state.learn_timesteps(t, losses)
-    means, quartiles = _measure(everything, num_timesteps=objective.schedule.num_timesteps)
-    watched = torch.zeros_like(grad_norm) if skipped else grad_norm
-    state.divergence.add(step, loss=means[0].float(), grad_norm=watched, t=t, objective=losses.float())
-    return StepMetrics(rows.names, means, quartiles, grad_norm, lr, log2, skipped)
+        state.learn_timesteps(everything[0].long(), everything[2])
+    state.divergence.add(step, rows=everything, grad_norm=torch.zeros_like(grad_norm) if skipped else grad_norm)
+    return StepMetrics(rows.names, everything, objective.schedule.num_timesteps, grad_norm, lr, log2, skipped)
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,8 @@ def _tree_gradient(
         key = (seed, step, rank() * shards + number)
         # A power of two: the mean over shards costs no rounding.
         parts.append(_backward(state, module, objective, shard, key=key, share=1 / tree.shards))
+        if tree.shards == 1:
+            return parts[0]  # a sum of one: in .grad already
         total.add(like_parameters(state.parameters))
     gradients = total.total()
     if world_size() > 1:
@@ -171,14 +188,6 @@ def _update(state: TrainState, *, lr: float, step: int) -> tuple[Float[Tensor, "
     state.optimizer.step()
     state.ema.update(step=step)
     return grad_norm, False
-
-
-@torch.no_grad()
-def _measure(rows: Float[Tensor, "rows b"], *, num_timesteps: int) -> tuple[Tensor, Tensor]:
-    """Weighted means, and the sums of each quarter of t; alike on all workers, who all hold the whole batch's rows."""
-    t, weights, values = rows[0].long(), rows[1], rows[2:]
-    sums = quartile_sums(t, values, weights, num_timesteps=num_timesteps)
-    return (values * weights).mean(dim=1), sums
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from diffusion.checkpoints import Network
 from diffusion.flops import TRAINING, cost_of, peak_flops
 from diffusion.train_config import TrainConfig
 from diffusion.train_state import TrainState
-from diffusion.training import StepMetrics
+from diffusion.training import StepMetrics, means_of, quartiles_of
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ class MetricsWindow:
 
     def _losses(self) -> dict[str, float]:
         names = self._rows[0].names
-        means = _together([row.means for row in self._rows]).mean(dim=0).tolist()
-        *sums, weights = _together([row.quartiles for row in self._rows]).sum(dim=0).tolist()
+        device = self._rows[-1].rows.device  # those of before a resume are on the CPU
+        rows = torch.cat([row.rows.to(device) for row in self._rows], dim=1)
+        means = means_of(rows).tolist()
+        *sums, weights = quartiles_of(rows, num_timesteps=self._rows[0].num_timesteps).tolist()
         quarters = {
             f"{name}_q{number}": of_name[number] / weights[number]
             for name, of_name in zip(names, sums, strict=True)
@@ -106,24 +110,19 @@ class MetricsWindow:
         if self._with_param_norm:  # not of a network that is spread: all its workers would have to take part
             norms["param_norm"] = _norm(self._state.parameters)
         if learned:
-            norms["grad_norm"] = float(_together(learned).mean())
+            norms["grad_norm"] = float(torch.stack([norm.to(learned[-1].device) for norm in learned]).mean())
         if last.loss_scale_log2 is not None:
             norms["loss_scale_log2"] = last.loss_scale_log2
             norms["skipped_steps"] = float(len(self._rows) - len(learned))
         return norms
 
 
-def _together(tensors: list[Tensor]) -> Tensor:
-    """Stacked where the newest is: those of before a resume are on the CPU."""
-    return torch.stack([tensor.to(tensors[-1].device) for tensor in tensors])
-
-
 def _row_to_json(row: StepMetrics) -> dict[str, Any]:
-    """Floats as they are: JSON's digits bring back the same bits."""
+    """Bits as they are."""
     return {
         "names": row.names,
-        "means": row.means.tolist(),
-        "quartiles": row.quartiles.tolist(),
+        "rows": base64.b64encode(row.rows.cpu().numpy().astype("<f8").tobytes()).decode(),
+        "num_timesteps": row.num_timesteps,
         "grad_norm": 0.0 if row.skipped else float(row.grad_norm),
         "lr": row.lr,
         "loss_scale_log2": row.loss_scale_log2,
@@ -132,10 +131,11 @@ def _row_to_json(row: StepMetrics) -> dict[str, Any]:
 
 
 def _row_from_json(said: Mapping[str, Any]) -> StepMetrics:
+    rows = np.frombuffer(base64.b64decode(said["rows"]), "<f8").reshape(2 + len(said["names"]), -1)
     return StepMetrics(
         names=tuple(said["names"]),
-        means=torch.tensor(said["means"], dtype=torch.float64),
-        quartiles=torch.tensor(said["quartiles"], dtype=torch.float64),
+        rows=torch.from_numpy(rows.astype(np.float64)),
+        num_timesteps=said["num_timesteps"],
         grad_norm=torch.tensor(said["grad_norm"]),
         lr=said["lr"],
         loss_scale_log2=said["loss_scale_log2"],
@@ -144,5 +144,5 @@ def _row_from_json(said: Mapping[str, Any]) -> StepMetrics:
 
 
 def _norm(parameters: Sequence[Tensor]) -> float:
-    norms: Sequence[Tensor] = torch._foreach_norm([each.detach() for each in parameters], 2, dtype=torch.float64)
-    return float(torch.stack(list(norms)).norm())
+    norms: Sequence[Tensor] = torch._foreach_norm([each.detach() for each in parameters], 2)
+    return float(torch.stack(list(norms)).double().norm())

@@ -23,7 +23,7 @@ from pipelines.train_on import run_training
 from pipelines.trained import TrainStepConfig, placed
 from pipelines.training_parts import HeldOut, Training
 
-VERSION = 4
+VERSION = 5
 
 N = TypeVar("N")
 

@@ -28,7 +28,7 @@ from pipelines.train_on import run_training
 from pipelines.trained import placed
 from pipelines.training_parts import HeldOut, Training
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
