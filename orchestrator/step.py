@@ -42,6 +42,8 @@ class Resources:
     """Where they are kept, a folder or s3://BUCKET/PREFIX; null: with the step."""
     data_mib: int = 8192
     """MiB of decoded inputs that a node may hold."""
+    batch: int | None = None
+    """Most examples that a worker computes at a time where the number changes nothing; null: as the step has it."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus_per_worker < 1:
@@ -60,6 +62,8 @@ class Resources:
             raise ValueError(f"checkpoint_steps={self.checkpoint_steps}: must be at least 1, or none")
         if self.data_mib < 1:
             raise ValueError(f"data_mib={self.data_mib}: must be at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch={self.batch}: must be at least 1, or none")
 
     def numbers_of_workers(self) -> list[int]:
         """How many may work together, most first."""

@@ -25,14 +25,15 @@ FASHION_CLASSES = (
 )  # fmt: skip
 
 
-def load_digits(test_percent: int) -> dict[Split, ImageSet]:
-    """1,797 digits of 8x8 pixels, 10 classes."""
+def load_digits(image_size: int, test_percent: int) -> dict[Split, ImageSet]:
+    """1,797 digits of 8x8 pixels, or of their means over 2x2, 10 classes; the same ones are held out at both sizes."""
     from sklearn import datasets  # slow to import, and only needed here
 
     digits = datasets.load_digits()
     images = np.round(digits.images * (255 / DIGITS_LEVELS)).astype(np.uint8)[..., None]
     held_out = np.array([split_of(image, test_percent=test_percent) == "test" for image in images])
     labels = digits.target.astype(np.int64)
+    images = images if image_size == 8 else _halved(images)
     return {
         "train": ImageSet(images=images[~held_out], labels=labels[~held_out]),
         "test": ImageSet(images=images[held_out], labels=labels[held_out]),
@@ -40,20 +41,28 @@ def load_digits(test_percent: int) -> dict[Split, ImageSet]:
 
 
 def load_fashion_mnist(image_size: int) -> dict[Split, ImageSet]:
-    """60,000 and 10,000 articles of 28x28 pixels, with a black border up to image_size, 10 classes.
+    """60,000 and 10,000 articles of 28x28 pixels, with a black border up to 32, or means over 2x2 of those; 10 classes.
 
     Raises PreflightError when the files are not there, or not the published ones.
     """
     home = Path(os.environ.get("PAPERTABLE_FASHION_MNIST", FASHION_MNIST_HOME))
-    border = (image_size - 28) // 2
+    border = 0 if image_size == 28 else 2
     splits: dict[Split, ImageSet] = {}
     prefixes: dict[Split, str] = {"train": "train", "test": "t10k"}
     for split, prefix in prefixes.items():
         images = read_idx(_verified(home, f"{prefix}-images-idx3-ubyte"))[..., None]
         labels = read_idx(_verified(home, f"{prefix}-labels-idx1-ubyte")).astype(np.int64)
         padded = np.pad(images, ((0, 0), (border, border), (border, border), (0, 0)))
+        padded = _halved(padded) if image_size == 16 else padded
         splits[split] = ImageSet(images=padded, labels=labels)
     return splits
+
+
+def _halved(images: np.ndarray) -> np.ndarray:
+    """Means over 2x2 pixels, rounded."""
+    count, height, width, channels = images.shape
+    parts = images.reshape(count, height // 2, 2, width // 2, 2, channels)
+    return np.round(parts.mean(axis=(2, 4))).astype(np.uint8)
 
 
 def read_idx(content: bytes) -> np.ndarray:

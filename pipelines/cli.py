@@ -58,6 +58,8 @@ class Places:
     """On SIGTERM (a spot machine's notice) and Ctrl-C, training has so long to keep its state, and is then ended."""
     data_mib: int = 8192
     """MiB of decoded images that a node may hold for a training; a data set that takes more streams by."""
+    batch: int | None = None
+    """Images that a worker draws at a time: fewer take less memory, more keep a large GPU busy."""
     address: str | None = os.environ.get("RAY_ADDRESS") or None
     """A running Ray cluster; by default the one RAY_ADDRESS names."""
 
@@ -99,6 +101,7 @@ class Places:
             checkpoint_steps=self.checkpoint_steps,
             checkpoints=self.checkpoint_place(),
             data_mib=self.data_mib,
+            batch=self.batch,
         )
 
 

@@ -20,7 +20,7 @@ from pipelines.shards import MANIFEST_FILE, Manifest, ShardWriter, sha256_of
 VERSION = 3
 DIGITS = tuple(str(digit) for digit in range(10))
 DIGEST_DIGITS = 32  # MLflow keeps 36
-BUILT_IN_SIZES = {"digits": (8,), "fashion-mnist": (28, 32)}
+BUILT_IN_SIZES = {"digits": (4, 8), "fashion-mnist": (16, 28, 32)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +115,7 @@ def prepare(config: DataConfig, ctx: StepContext, *, options: ImportOptions | No
 def _write_built_in(config: DataConfig, ctx: StepContext) -> Manifest:
     if config.source == "digits":
         assert config.test_percent is not None
-        splits = load_digits(config.test_percent)
+        splits = load_digits(config.image_size, config.test_percent)
     else:
         splits = load_fashion_mnist(config.image_size)
     writer = ShardWriter(ctx.output, shape=(config.image_size, config.image_size, 1), num_classes=len(DIGITS))

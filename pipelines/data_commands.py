@@ -19,11 +19,11 @@ from PIL import Image
 from orchestrator.errors import DamagedArtifact, PreflightError
 from pipelines.cli import HERE, Places
 from pipelines.data import dataset_step
+from pipelines.drawn import image_grid
 from pipelines.located_shards import where
 from pipelines.named_data import known, named, skipped
 from pipelines.prepare_command import Prepare, StoreFlag
 from pipelines.remote_commands import Attach, Push
-from pipelines.sample import image_grid
 from pipelines.shards import SPLITS, Manifest, Split, read_images, read_split
 
 SHEET_SIDE = 8

@@ -21,7 +21,7 @@ from diffusion.metrics.inception import FILES, InceptionFeatures, Mode
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, kept_arrays, map_blocks
 from pipelines.devices import worker_device
-from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
+from pipelines.drawn import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.shards import read_split
 from pipelines.weights import WEIGHTS_FILE, WeightsConfig, weights_step
 

@@ -29,15 +29,16 @@ from diffusion.nll import (
     summarize,
 )
 from diffusion.schedule import respace
+from diffusion.unet import UNet
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, Kept, kept_arrays, map_blocks
 from pipelines.decoded import MIB, decoded_split
 from pipelines.devices import worker_device
 from pipelines.shards import count_images
 from pipelines.train import to_unit_range
-from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config, weights_used
+from pipelines.trained import Origin, TrainedModel, load_trained
 
-VERSION = 4
+VERSION = 5
 BLOCK = 64  # images a worker evaluates at a time
 PILOT_IMAGES = 8
 NLL_FILE = "nll.npz"
@@ -89,6 +90,8 @@ class NllConfig:
     respacing: str = ""
     """Of which chain: "" all T steps, otherwise a shorter one, written as in sample.sampler.respacing."""
     clip_denoised: bool = True
+    ema: float | None = None
+    """Rate of the average that is measured; null: the first of train.ema.rates."""
     cdf: Cdf = "approximate"
     """The normal CDF in the decoder: published is the tanh approximation."""
     seed: int = 0
@@ -136,16 +139,16 @@ def measure(config: NllConfig, ctx: StepContext) -> None:
             f"interval's width, at least {FEWEST_IMAGES}; set it to null"
         )
     where = (ctx.inputs["train"], ctx.inputs["dataset"], ctx.resources)
-    trained = trained_config(ctx.inputs["train"])
+    origin = Origin.read(ctx.inputs["train"])
     found = (
-        _measure_all_terms(config, where, images, trained.diffusion, ctx)
+        _measure_all_terms(config, where, images, origin.diffusion, ctx)
         if isinstance(config.terms, AllTerms)
         else _measure_rounds(config, config.terms, where, images, ctx)
     )
     np.savez(ctx.output / NLL_FILE, **found)  # type: ignore[arg-type]  # its stub takes the arrays for allow_pickle
     estimate = summarize(torch.from_numpy(found["nll_bpd"]))
     metrics = {**summary(estimate), "prior_bpd": float(found["prior_bpd"].mean())}
-    ctx.write_metrics(metrics, protocol={"nll_bpd": protocol(config, estimate, trained)})
+    ctx.write_metrics(metrics, protocol={"nll_bpd": protocol(config, estimate, weights=origin.weights(config.ema))})
 
 
 def _measure_all_terms(
@@ -208,7 +211,7 @@ def summary(estimate: NllEstimate) -> dict[str, float]:
     return said
 
 
-def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig) -> dict[str, str | int]:
+def protocol(config: NllConfig, estimate: NllEstimate, *, weights: str) -> dict[str, str | int]:
     """What two NLLs must share to be compared. How many rounds an interval took is not among it."""
     return {
         "bound": _bound(config.terms),
@@ -216,7 +219,7 @@ def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig)
         "decoder": f"{config.cdf} CDF",
         "split": "test",
         "images": estimate.images,
-        "weights": weights_used(trained.train),
+        "weights": weights,
         "x_start": "clipped" if config.clip_denoised else "not clipped",
         "seed": config.seed,
     }
@@ -270,13 +273,13 @@ def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resour
 
 def _load(
     config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block
-) -> tuple[TrainedModel, Tensor, Tensor | None]:
+) -> tuple[TrainedModel[UNet], Tensor, Tensor | None]:
     """The model with the chain that is measured, the block's test images, and their classes where it is told them."""
     device = worker_device(resources)
     with closing(decoded_split(dataset, "test", memory_bytes=resources.data_mib * MIB)) as held:
         images = torch.from_numpy(held.pixels[slice(*block)].copy())
         labels = torch.from_numpy(held.labels[slice(*block)].copy())
-    model = load_trained(train, device=device)
+    model = load_trained(train, device=device, ema=config.ema)
     model = replace(model, schedule=respace(model.schedule, config.respacing))
     y = None if model.network.config.num_classes is None else labels.to(device)
     return model, to_unit_range(images).to(device), y

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffusion.train_config import TrainConfig
 from orchestrator.step import Step
 from pipelines.configs import RunConfig
 from pipelines.data import dataset_step
@@ -16,6 +17,8 @@ from pipelines.readers import check_memory
 from pipelines.sample import sample_step
 from pipelines.shards import Manifest, count_images
 from pipelines.train import train_step_of
+from pipelines.train_classifier import train_classifier_step
+from pipelines.upsample import upsample_step
 
 
 def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> None:
@@ -23,39 +26,59 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
 
     Also when data_mib, which a node may hold of decoded images, is too little to shuffle them as the config says.
     """
-    images = count_images(sources["dataset"], "test")
-    asked = {
-        "nll.images": config.nll.images or 0,
-        "metrics.kid_subset_size": config.metrics.kid_subset_size,
-    }
-    for name, count in asked.items():
-        if count > images:
-            raise ValueError(f"{name}={count}: {config.data.source} has {images} held-out images; ask for at most that")
-    if config.metrics.neighbours >= images:
+    compared = sources["dataset" if config.upsampler is None else "large_dataset"]
+    _check_counts(config.data.source, {"nll.images": config.nll.images or 0}, sources["dataset"])
+    _check_counts(config.data.source, {"metrics.kid_subset_size": config.metrics.kid_subset_size}, compared)
+    if config.metrics.neighbours >= (images := count_images(compared, "test")):
         raise ValueError(
             f"metrics.neighbours={config.metrics.neighbours}: {config.data.source} has {images} held-out images, and "
             f"needs more than that"
         )
-    classes, known = len(Manifest.read(sources["dataset"]).classes), config.model.num_classes
-    if known is not None and known != classes:
-        raise ValueError(f"model.num_classes={known}: the data set has {classes} classes; set it to that, or null")
-    shuffle_bytes = config.train.shuffle_mib * MIB
-    check_memory(sources["dataset"], "train", shuffle_bytes=shuffle_bytes, memory_bytes=data_mib * MIB)
+    classes = {"model.num_classes": config.model.num_classes}
+    if config.is_guided and config.classifier is not None:
+        classes["classifier.model.num_classes"] = config.classifier.model.num_classes
+    _check_classes(classes, sources["dataset"])
+    _check_shuffling(config.train, sources["dataset"], data_mib=data_mib)
+    if config.upsampler is not None:
+        _check_classes({"upsampler.model.unet.num_classes": config.upsampler.model.unet.num_classes}, compared)
+        _check_shuffling(config.upsampler.train, compared, data_mib=data_mib)
+
+
+def _check_counts(source: str, asked: Mapping[str, int], dataset: Path) -> None:
+    images = count_images(dataset, "test")
+    for name, count in asked.items():
+        if count > images:
+            raise ValueError(f"{name}={count}: {source} has {images} held-out images; ask for at most that")
+
+
+def _check_classes(told: Mapping[str, int | None], dataset: Path) -> None:
+    classes = len(Manifest.read(dataset).classes)
+    for name, known in told.items():
+        if known is not None and known != classes:
+            raise ValueError(f"{name}={known}: the data set has {classes} classes; set it to that, or null")
+
+
+def _check_shuffling(train: TrainConfig, dataset: Path, *, data_mib: int) -> None:
+    check_memory(dataset, "train", shuffle_bytes=train.shuffle_mib * MIB, memory_bytes=data_mib * MIB)
 
 
 def plan(config: RunConfig) -> dict[str, Step]:
     """The steps of a run by role. Two runs that share a step (same config, same inputs) run it once."""
     dataset = dataset_step(config.data)
     train = train_step_of(config.model, config.diffusion, config.train, config.seed, dataset=dataset)
-    samples = sample_step(config.sample, train=train)
-    reference = reference_step(config.features, dataset=dataset)
-    features = features_step(config.features, samples=samples)
-    return {
-        "dataset": dataset,
-        "reference": reference,
-        "train": train,
-        "nll": nll_step(config.nll, train=train, dataset=dataset),
-        "sample": samples,
-        "features": features,
-        "metrics": metrics_step(config.metrics, features=features, reference=reference),
-    }
+    steps = {"dataset": dataset, "train": train, "nll": nll_step(config.nll, train=train, dataset=dataset)}
+    if config.is_guided:
+        assert config.classifier is not None  # RunConfig has seen to it
+        steps["classifier"] = train_classifier_step(config.classifier, dataset=dataset)
+    steps["sample"] = sample_step(config.sample, train=train, classifier=steps.get("classifier"))
+    drawn, compared = steps["sample"], dataset
+    if config.upsampler is not None:
+        steps["large_dataset"] = compared = dataset_step(config.upsampler.data)
+        steps["upsampler"] = config.upsampler.training(dataset=compared)
+        steps["upsample"] = drawn = upsample_step(
+            config.upsampler.sample, samples=steps["sample"], upsampler=steps["upsampler"]
+        )
+    steps["reference"] = reference_step(config.features, dataset=compared)
+    steps["features"] = features_step(config.features, samples=drawn)
+    steps["metrics"] = metrics_step(config.metrics, features=steps["features"], reference=steps["reference"])
+    return steps

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from diffusion.classifier import ClassifierConfig
 from diffusion.ema import EmaConfig
 from diffusion.gaussian import DiffusionConfig
 from diffusion.sampling import SamplerConfig
+from diffusion.superres import SuperResConfig
 from diffusion.train_config import TrainConfig, TreeConfig
 from diffusion.unet import UNetConfig
 from pipelines.configs import RunConfig
@@ -15,6 +18,8 @@ from pipelines.evaluate import MetricsConfig
 from pipelines.features import EfficientNetConfig
 from pipelines.nll import DrawnTerms, NllConfig
 from pipelines.sample import SampleConfig
+from pipelines.train_classifier import HeldOutConfig, TrainClassifierConfig
+from pipelines.upsample import UpsampleConfig, UpsamplerConfig
 
 
 def tiny() -> RunConfig:
@@ -38,6 +43,36 @@ def tiny() -> RunConfig:
     )  # fmt: skip
 
 
+def tiny_guided() -> RunConfig:
+    """The same digits, of a network that knows their classes, with a classifier to steer by."""
+    base = tiny()
+    encoder = replace(base.model, num_heads=None, num_head_channels=16, resampling="residual")
+    classifier = TrainClassifierConfig(
+        model=ClassifierConfig(encoder=encoder, num_classes=10),
+        diffusion=base.diffusion,
+        train=replace(
+            base.train, images=12_800, lr=1e-3, weight_decay=0.05, lr_anneal="adm", ema=EmaConfig(rates=())
+        ),
+        held_out=HeldOutConfig(every_images=3_200),
+    )  # fmt: skip
+    return replace(base, model=replace(base.model, num_classes=10), classifier=classifier)
+
+
+def tiny_upsampled() -> RunConfig:
+    """Digits of 4x4 pixels, which a second network makes 8x8."""
+    base = tiny()
+    unet = replace(base.model, image_size=8)
+    upsampler = UpsamplerConfig(
+        data=base.data,
+        model=SuperResConfig(unet=unet, small_size=4),
+        diffusion=base.diffusion,
+        train=replace(base.train, images=12_800),
+        sample=UpsampleConfig(sampler=base.sample.sampler),
+    )
+    small = replace(base.model, image_size=4, attention_resolutions=(2,))
+    return replace(base, data=replace(base.data, image_size=4), model=small, upsampler=upsampler)
+
+
 def reduced() -> RunConfig:
     """Fashion-MNIST at 32x32 with IDDPM's CIFAR-10 network at half its width: one GPU, hours."""
     return RunConfig(
@@ -55,4 +90,9 @@ def reduced() -> RunConfig:
     )  # fmt: skip
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {"tiny": tiny, "reduced": reduced}
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "tiny": tiny,
+    "tiny-guided": tiny_guided,
+    "tiny-upsampled": tiny_upsampled,
+    "reduced": reduced,
+}

@@ -38,7 +38,7 @@ class Family:
     presets: dict[str, Callable[[], Any]]
     plan: Callable[[Any], Mapping[str, Step]]
     check: Callable[..., None]
-    """check(config, {"dataset": path}, data_mib=...) raises ValueError when it asks for what the data has not."""
+    """check(config, {role: path}, data_mib=...) raises ValueError when it asks for what the data, by role, has not."""
     network: str = "model"
     """The setting that holds the U-Net, whose image size follows the data."""
 
@@ -71,7 +71,8 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
         store, resources, steps = places.artifact_store(), places.resources(), family.plan(config)
         places.check_checkpoints()
         prepare_sources(list(steps.values()), store, resources)
-        family.check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
+        sources = {role: store.path(step) for role, step in steps.items() if not step.inputs}
+        family.check(config, sources, data_mib=places.data_mib)
         with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
             began_by = uuid.uuid4().hex
             work = Background(

@@ -7,23 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
 from diffusion import fused
+from diffusion.classifier import NoisyClassifier
 from diffusion.ema import rate_name
 from diffusion.gaussian import DiffusionConfig, build_schedule
 from diffusion.precision import allow_tf32
 from diffusion.schedule import NoiseSchedule
+from diffusion.superres import SuperResUNet
 from diffusion.train_config import TrainConfig
 from diffusion.unet import UNet, UNetConfig
 from orchestrator.config import from_dict
 
 MODEL_FILE = "model.safetensors"
 N = TypeVar("N", bound=nn.Module)
+U = TypeVar("U", bound=UNet)
 CONFIG = "config"  # in the header of weights, beside the network's own description
 
 
@@ -38,10 +41,47 @@ class TrainStepConfig:
 
 
 @dataclass(frozen=True)
-class TrainedModel:
+class Origin:
+    """What evaluation must know of how weights came to be."""
+
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    num_classes: int | None
+    """Of what is told classes, or tells them."""
+
+    @classmethod
+    def read(cls, train_output: Path) -> Origin:
+        """From the header of any network that a training left."""
+        with safe_open(str(train_output / MODEL_FILE), framework="pt") as file:
+            said = json.loads(file.metadata()[CONFIG])
+        network = said["model"].get("unet", said["model"])
+        diffusion, train = from_dict(DiffusionConfig, said["diffusion"]), from_dict(TrainConfig, said["train"])
+        return cls(diffusion, train, network["num_classes"])
+
+    def weights(self, ema: float | None) -> str:
+        """Which weights of a training these are, in the words of a protocol; null: those that it left as the model."""
+        rate = self.rate(ema)
+        return "the last, not averaged" if rate is None else f"EMA {rate_name(rate)}"
+
+    def rate(self, ema: float | None) -> float | None:
+        """The rate of the average that is meant. Raises ValueError for one that training did not keep."""
+        rates = self.train.ema.rates
+        check_rate("ema", ema, rates)
+        return (rates[0] if rates else None) if ema is None else ema
+
+
+def check_rate(name: str, ema: float | None, rates: tuple[float, ...]) -> None:
+    """Raises ValueError when an average is asked for that training does not keep."""
+    if ema is not None and ema not in rates:
+        kept = ", ".join(map(rate_name, rates)) or "none"
+        raise ValueError(f"{name}={ema}: training keeps averages at train.ema.rates: {kept}; add it there, or name one")
+
+
+@dataclass(frozen=True)
+class TrainedModel(Generic[U]):
     """A model as evaluation uses it: the averaged weights, and the process they were trained for."""
 
-    network: UNet
+    network: U
     diffusion: DiffusionConfig
     schedule: NoiseSchedule
     fused_norms: bool = False
@@ -71,22 +111,29 @@ def placed(network: N, device: str) -> N:
     return network.to(device)
 
 
-def load_trained(train_output: Path, *, device: str = "cpu") -> TrainedModel:
-    """The model a train step left, ready for evaluation."""
-    config = trained_config(train_output)
-    network = placed(UNet.from_checkpoint(train_output / MODEL_FILE), device).requires_grad_(False)
-    fused_norms = config.train.norms == "fused" and device == "cpu"
-    return TrainedModel(
-        network, config.diffusion, build_schedule(config.diffusion).to(device), fused_norms, config.train.tf32
-    )
+def load_trained(train_output: Path, *, device: str = "cpu", ema: float | None = None) -> TrainedModel[UNet]:
+    """The diffusion model a train step left, ready for evaluation: its first average, or the one at a rate.
+
+    Raises ValueError for a rate that training did not keep.
+    """
+    return _load(UNet, train_output, device=device, ema=ema)
 
 
-def trained_config(train_output: Path) -> TrainStepConfig:
-    """The config a model was trained with, from the header of its weights."""
-    with safe_open(str(train_output / MODEL_FILE), framework="pt") as file:
-        return from_dict(TrainStepConfig, json.loads(file.metadata()[CONFIG]))
+def load_upsampler(train_output: Path, *, device: str = "cpu") -> TrainedModel[SuperResUNet]:
+    """The network that enlarges, as load_trained."""
+    return _load(SuperResUNet, train_output, device=device, ema=None)
 
 
-def weights_used(train: TrainConfig) -> str:
-    """Which weights of a training are the model, in the words of a protocol."""
-    return f"EMA {rate_name(train.ema.rates[0])}" if train.ema.rates else "the last, not averaged"
+def load_classifier(train_output: Path, *, device: str = "cpu") -> NoisyClassifier:
+    """The classifier a training left."""
+    return placed(NoisyClassifier.from_checkpoint(train_output / MODEL_FILE), device).requires_grad_(False)
+
+
+def _load(kind: type[U], train_output: Path, *, device: str, ema: float | None) -> TrainedModel[U]:
+    origin = Origin.read(train_output)
+    rate = origin.rate(ema)
+    file = MODEL_FILE if rate is None or rate == origin.train.ema.rates[0] else f"ema_{rate_name(rate)}.safetensors"
+    network = placed(kind.from_checkpoint(train_output / file), device).requires_grad_(False)
+    fused_norms = origin.train.norms == "fused" and device == "cpu"
+    schedule = build_schedule(origin.diffusion).to(device)
+    return TrainedModel(network, origin.diffusion, schedule, fused_norms, origin.train.tf32)

@@ -15,10 +15,11 @@ from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
 from pipelines.configs import RunConfig
+from pipelines.drawn import BLOCKS, SAMPLES_FILE
 from pipelines.nll import NLL_FILE, AllTerms, NllConfig
 from pipelines.plan import plan
 from pipelines.presets import tiny
-from pipelines.sample import BLOCKS, SAMPLES_FILE, draw_block
+from pipelines.sample import draw_block
 from pipelines.shards import decoded_images, read_split
 from pipelines.train import to_tensor, to_unit_range
 from pipelines.trained import load_trained
@@ -58,9 +59,9 @@ def test_samples_carry_the_class_they_were_drawn_for(store: ArtifactStore) -> No
 def test_another_class_is_another_image_and_classes_hang_on_the_index_alone(store: ArtifactStore) -> None:
     steps = plan(short_run())
     train = store.path(steps["train"])
-    balanced = draw_block(short_run().sample, train, Resources(), (0, 20))
+    balanced = draw_block(short_run().sample, train, None, Resources(), (0, 20))
     drawn_config = short_run(labels="drawn").sample
-    drawn = draw_block(drawn_config, train, Resources(), (0, 20))
+    drawn = draw_block(drawn_config, train, None, Resources(), (0, 20))
     same = balanced[1] == drawn[1]
     assert 0 < same.sum() < 20
     assert np.array_equal(balanced[0][same], drawn[0][same])

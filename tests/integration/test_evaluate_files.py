@@ -26,10 +26,10 @@ from orchestrator.materialize import materialize
 from orchestrator.step import Resources, Step, StepContext
 from orchestrator.store import ArtifactStore
 from pipelines.data import DataConfig, dataset_step
+from pipelines.drawn import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.evaluate import MetricsConfig, metrics_step
 from pipelines.evaluate_files import compare_files
 from pipelines.features import InceptionConfig, features_step, reference_step
-from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.weights import VARIABLE, WeightsConfig, read_weights
 from tests.inception import inception_file
 

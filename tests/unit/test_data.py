@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from orchestrator.backend import LocalBackend
 from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.step import Resources, StepContext
+from pipelines import builtin_data
 from pipelines.builtin_data import read_idx
 from pipelines.data import DataConfig, prepare
 from pipelines.shards import ImageSet, read_split
@@ -93,7 +94,7 @@ def test_images_of_another_size_than_configured_are_refused() -> None:
 
 
 def test_an_image_size_the_source_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.image_size=16: digits is available at 8"):
+    with pytest.raises(ValueError, match=r"data\.image_size=16: digits is available at 4 or 8"):
         DataConfig(source="digits", image_size=16)
 
 
@@ -117,3 +118,11 @@ def test_fashion_mnist_that_is_missing_or_altered_is_refused(tmp_path: Path, mon
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(PreflightError, match="SHA-256"):
         prepare(config, context(tmp_path))
+
+
+def test_small_digits_are_means_of_the_same_digits_and_the_same_are_held_out() -> None:
+    small, large = (builtin_data.load_digits(size, 20) for size in (4, 8))
+    for split in ("train", "test"):
+        means = large[split].images.reshape(-1, 4, 2, 4, 2, 1).astype(float).mean(axis=(2, 4))
+        assert np.abs(small[split].images - means).max() <= 0.5
+        assert np.array_equal(small[split].labels, large[split].labels)
