@@ -21,6 +21,7 @@ SAMPLES_FILE = "samples.npz"
 GRID_FILE = "grid.png"
 PROTOCOL_FILE = "protocol.json"
 BLOCKS = "blocks"
+LINE = 96  # its grey level
 ZOOMED_TO = 512  # pixels a side, about: small images are looked at enlarged
 
 Drawn = tuple[np.ndarray, np.ndarray]
@@ -63,13 +64,13 @@ def labels_of(y: Tensor | None, count: int) -> np.ndarray:
 
 
 def image_grid(images: np.ndarray, *, columns: int | None = None) -> Image.Image:
-    """A contact sheet of uint8 NHWC images, row by row; square unless columns are given."""
+    """A contact sheet of uint8 NHWC images, row by row, a grey line between them; square unless columns are given."""
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
     height, width, channels = images.shape[1:]
-    sheet = np.zeros((rows * height, columns * width, channels), dtype=np.uint8)
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), LINE, dtype=np.uint8)
     for number, image in enumerate(images):
-        top, left = (number // columns) * height, (number % columns) * width
+        top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
     zoom = max(1, round(ZOOMED_TO / picture.width))
