@@ -2,6 +2,7 @@
 
 python pipelines/evaluate.py tiny --store artifacts
 python pipelines/evaluate.py reference.npz samples.npz
+python pipelines/evaluate.py reference.npz --checkpoint 64x64_diffusion.pt --openai adm-imagenet64
 """
 
 from __future__ import annotations
@@ -184,7 +185,12 @@ if __name__ == "__main__":
 
     from pipelines.cli import run
     from pipelines.evaluate_files import compare_files
+    from pipelines.evaluate_published import evaluate_published
     from pipelines.single import command  # needs this module under its own name
 
-    are_files = any(argument.endswith(".npz") and "=" not in argument for argument in sys.argv[1:])
-    run(compare_files if are_files else command("metrics", "Measure how far samples are from held-out images."))
+    if any(argument.split("=")[0] in ("--checkpoint", "--openai") for argument in sys.argv[1:]):
+        run(evaluate_published)
+    elif any(argument.endswith(".npz") and "=" not in argument for argument in sys.argv[1:]):
+        run(compare_files)
+    else:
+        run(command("metrics", "Measure how far samples are from held-out images."))

@@ -87,26 +87,35 @@ def compare_files(
     base = FilesConfig(features=choose("network", network, dict(NETWORKS)))
     config = override(base, parse_settings(base, set))
     theirs, ours = ImagesFile.open(reference), ImagesFile.open(samples)
-    _check(config, theirs, ours)
+    check_files(config, theirs, ours)
+    return compare(config, theirs, ours, device=device, output=output, drawn={})
+
+
+def compare(
+    config: FilesConfig, theirs: ImagesFile, ours: ImagesFile, *,
+    device: str | None, output: Path | None, drawn: Mapping[str, str | int],
+) -> int:  # fmt: skip
+    """Print the numbers, and by choice write them with their protocols; drawn: how the samples were, where known."""
     features = config.features
     weights = read_weights(features.weights()) if isinstance(features, InceptionConfig) else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     allow_tf32(False)
     sees = extractor(features, weights, device=device)
     compared = theirs.reference(sees)
-    drawn = _seen(sees, ours)
-    found = measure(config.metrics, drawn, compared, name=frechet_name(features))
+    seen = _seen(sees, ours)
+    found = measure(config.metrics, seen, compared, name=frechet_name(features))
     for name in (name for name in NAMES if name in found):
-        print(_line(name, found[name], _notes(name, drawn, theirs)))
+        print(_line(name, found[name], _notes(name, seen, theirs)))
     if output is not None:
         record = {
             name: {
                 **estimate._asdict(),
-                "notes": _notes(name, drawn, theirs),
+                "notes": _notes(name, seen, theirs),
                 "protocol": {
                     **sees.protocol,
                     "device": device,
                     **own_protocol(config.metrics, name),
+                    **drawn,
                     **_of(name, theirs, ours),
                 },
             }
@@ -221,17 +230,17 @@ def _check_moments(path: Path, moments: Mapping[str, NDArray[np.float64]], mean:
         raise DamagedArtifact(path, f"{mean} and {cov} are not finite, or {cov} is not symmetric: no moments")
 
 
-def _check(config: FilesConfig, theirs: ImagesFile, ours: ImagesFile) -> None:
-    """Raises ValueError or DamagedArtifact before the network sees anything."""
-    if not ours.count:
+def check_files(config: FilesConfig, theirs: ImagesFile, ours: ImagesFile | None) -> None:
+    """Raises ValueError or DamagedArtifact before the network sees anything; ours: None where they are yet to come."""
+    if ours is not None and not ours.count:
         raise DamagedArtifact(ours.path, "holds no images: samples are compared image by image, by arr_0")
-    if ours.moments:
+    if ours is not None and ours.moments:
         raise ValueError(
             f"{ours.path} holds {', '.join(ours.moments)} beside its images: samples are compared by their images, all "
             f"of which the intervals need; leave the moments out"
         )
     fewest = max(config.metrics.fewest_images, config.metrics.kid_subset_size)
-    for file in (theirs, ours):
+    for file in (theirs,) if ours is None else (theirs, ours):
         if 0 < file.count < fewest:
             raise ValueError(
                 f"{file.path} has {file.count} images, and the metrics with their intervals take {fewest}: lower "

@@ -45,36 +45,46 @@ class Origin:
     """What evaluation must know of how weights came to be."""
 
     diffusion: DiffusionConfig
-    train: TrainConfig
     num_classes: int | None
     """Of what is told classes, or tells them."""
+    train: TrainConfig | None
+    """None of weights that were published."""
+    published: str | None = None
+    """Which those are, in the words of a protocol."""
 
     @classmethod
-    def read(cls, train_output: Path) -> Origin:
-        """From the header of any network that a training left."""
-        with safe_open(str(train_output / MODEL_FILE), framework="pt") as file:
-            said = json.loads(file.metadata()[CONFIG])
+    def read(cls, output: Path) -> Origin:
+        """From the header of a network that a training left, or that published weights became."""
+        with safe_open(str(output / MODEL_FILE), framework="pt") as file:
+            header = file.metadata()
+        said = json.loads(header[CONFIG])
         network = said["model"].get("unet", said["model"])
-        diffusion, train = from_dict(DiffusionConfig, said["diffusion"]), from_dict(TrainConfig, said["train"])
-        return cls(diffusion, train, network["num_classes"])
+        train = from_dict(TrainConfig, said["train"]) if "train" in said else None
+        return cls(from_dict(DiffusionConfig, said["diffusion"]), network["num_classes"], train, said.get("published"))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Of the averages that there are, the first one the model; none of published weights."""
+        return () if self.train is None else self.train.ema.rates
 
     def weights(self, ema: float | None) -> str:
-        """Which weights of a training these are, in the words of a protocol; null: those that it left as the model."""
+        """Which weights these are, in the words of a protocol; null: those that were left as the model."""
+        if self.published is not None:
+            return self.published
         rate = self.rate(ema)
         return "the last, not averaged" if rate is None else f"EMA {rate_name(rate)}"
 
     def rate(self, ema: float | None) -> float | None:
-        """The rate of the average that is meant. Raises ValueError for one that training did not keep."""
-        rates = self.train.ema.rates
-        check_rate("ema", ema, rates)
-        return (rates[0] if rates else None) if ema is None else ema
+        """The rate of the average that is meant. Raises ValueError for one that is not there."""
+        check_rate("ema", ema, self.rates)
+        return (self.rates[0] if self.rates else None) if ema is None else ema
 
 
 def check_rate(name: str, ema: float | None, rates: tuple[float, ...]) -> None:
     """Raises ValueError when an average is asked for that training does not keep."""
     if ema is not None and ema not in rates:
         kept = ", ".join(map(rate_name, rates)) or "none"
-        raise ValueError(f"{name}={ema}: training keeps averages at train.ema.rates: {kept}; add it there, or name one")
+        raise ValueError(f"{name}={ema}: there are averages at train.ema.rates: {kept}; add it there, or name one")
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,9 @@ def load_classifier(train_output: Path, *, device: str = "cpu") -> NoisyClassifi
 def _load(kind: type[U], train_output: Path, *, device: str, ema: float | None) -> TrainedModel[U]:
     origin = Origin.read(train_output)
     rate = origin.rate(ema)
-    file = MODEL_FILE if rate is None or rate == origin.train.ema.rates[0] else f"ema_{rate_name(rate)}.safetensors"
+    file = MODEL_FILE if rate is None or rate == origin.rates[0] else f"ema_{rate_name(rate)}.safetensors"
     network = placed(kind.from_checkpoint(train_output / file), device).requires_grad_(False)
-    fused_norms = origin.train.norms == "fused" and device == "cpu"
+    fused_norms = origin.train is not None and origin.train.norms == "fused" and device == "cpu"
     schedule = build_schedule(origin.diffusion).to(device)
-    return TrainedModel(network, origin.diffusion, schedule, fused_norms, origin.train.tf32)
+    tf32 = origin.train is not None and origin.train.tf32
+    return TrainedModel(network, origin.diffusion, schedule, fused_norms, tf32)

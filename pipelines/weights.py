@@ -22,7 +22,7 @@ from pipelines.object_storage import open_location
 VARIABLE = "PAPERTABLE_WEIGHTS"
 WEIGHTS_FILE = "weights"
 VERSION = 1
-REQUEST_SECONDS, MOST_BYTES = 60.0, 2**30
+REQUEST_SECONDS, MOST_BYTES = 60.0, 2**32  # the largest published network takes 2.2 GB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +58,21 @@ def read_weights(config: WeightsConfig) -> bytes:
         )
     path = PurePosixPath(urlsplit(named).path)
     url = named if path.suffix == PurePosixPath(config.name).suffix else f"{named.rstrip('/')}/{config.name}"
-    content = _from_the_web(url) if url.startswith(("https://", "http://")) else _from_storage(url)
+    content = read_named(url, named_by=VARIABLE)
     found = hashlib.sha256(content).hexdigest()
     if found != config.sha256:
         raise PreflightError(f"{_shown(url)} has SHA-256 {found}, not {config.sha256}: it is not loaded")
     return content
+
+
+def read_named(url: str, *, named_by: str) -> bytes:
+    """What lies at a path, s3://, gs:// or http(s)://. Raises PreflightError where nothing can be read."""
+    if url.startswith(("https://", "http://")):
+        return _from_the_web(url, named_by)
+    try:
+        return open_location(url).read(is_whole=lambda _: True)
+    except DamagedArtifact as error:
+        raise PreflightError(f"{error}; {named_by} names it") from error
 
 
 def _shown(url: str) -> str:
@@ -70,19 +80,12 @@ def _shown(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _from_storage(url: str) -> bytes:
-    try:
-        return open_location(url).read(is_whole=lambda _: True)
-    except DamagedArtifact as error:
-        raise PreflightError(f"{error}; {VARIABLE} names it") from error
-
-
-def _from_the_web(url: str) -> bytes:
+def _from_the_web(url: str, named_by: str) -> bytes:
     try:
         with urlopen(url, timeout=REQUEST_SECONDS) as answer:
             content: bytes = answer.read(MOST_BYTES + 1)
     except (OSError, ValueError, HTTPException) as error:
-        raise PreflightError(f"{_shown(url)} cannot be read ({error}); {VARIABLE} names it") from error
+        raise PreflightError(f"{_shown(url)} cannot be read ({error}); {named_by} names it") from error
     if len(content) > MOST_BYTES:
-        raise PreflightError(f"{_shown(url)} is larger than {MOST_BYTES:,} bytes: no weights; {VARIABLE} names it")
+        raise PreflightError(f"{_shown(url)} is larger than {MOST_BYTES:,} bytes: no weights; {named_by} names it")
     return content
