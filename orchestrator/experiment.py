@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
@@ -116,6 +116,25 @@ class Experiment(Generic[C]):
         """The study's identity: what its rows are. More seeds, other columns or claims continue the same study."""
         rows = {variant: dict(settings) for variant, settings in self.variants.items()}
         return fingerprint({"name": self.name, "base": to_dict(self.base), "variants": rows})
+
+    def only(self, rows: Sequence[str]) -> Experiment[C]:
+        """The same table with these rows alone, in its own order, and what is claimed of them.
+
+        Raises ValueError for a row that is none.
+        """
+        for row in rows:
+            self._known("row", row, list(self.variants), "--rows")
+        kept = {variant: settings for variant, settings in self.variants.items() if variant in rows}
+        if kept.keys() == self.variants.keys():
+            return self
+        # The best of some rows is another claim than the best of all.
+        claims = (claim for claim in self.claims if isinstance(claim, Better))
+        return replace(
+            self,
+            variants=kept,
+            paper={variant: numbers for variant, numbers in self.paper.items() if variant in kept},
+            claims=tuple(claim for claim in claims if {claim.better, claim.worse} <= kept.keys()),
+        )
 
     def column(self, metric: str) -> Column:
         """The column that shows a metric."""

@@ -146,6 +146,7 @@ def main(
     /,
     preset: str = "tiny",
     seeds: int = 1,
+    rows: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
     set: Overrides = (),
     data: str | None = None,
@@ -159,8 +160,10 @@ def main(
 
     Args:
         study: Name of the study; see --list.
-        preset: Scale at which it is run: tiny (two CPU cores, minutes) or reduced (one GPU, hours).
+        preset: Scale at which it is run: tiny (two CPU cores, minutes), fashion (two CPU cores, an hour a row) or
+            reduced (one GPU, hours).
         seeds: How many training seeds every row gets: 0, 1, ... More than before trains only the new ones.
+        rows: One of the rows, as the table calls it; repeatable. By default all. Trained once, whatever table it is in.
         places: Where artifacts are kept and how many workers a cell gets.
         data: A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them.
         set: Dotted settings changed in every row, such as train.images=50000.
@@ -177,6 +180,7 @@ def main(
         raise ValueError(f"which study? There are: {', '.join(STUDIES)}; --list says what they ask")
     store = places.artifact_store()
     experiment = build(study, preset=preset, seeds=seeds, settings=set, images=data_changes(data, store))
+    experiment = experiment.only(rows) if rows else experiment
     check_workers(experiment.base.train, places)
     if cells_at_once is not None and cells_at_once < 1:
         raise ValueError(f"--cells-at-once {cells_at_once}: must be at least 1")

@@ -79,3 +79,16 @@ def test_a_study_that_contradicts_itself_is_refused(changes: dict[str, Any], com
 def test_a_trial_is_known_by_what_it_trains_not_by_its_row() -> None:
     trial = experiment().trials()[0]
     assert replace(trial, variant="renamed").key == trial.key
+
+
+def test_some_rows_keep_their_cells_and_what_is_claimed_of_them_alone() -> None:
+    variants = {"shallow": {}, "deep": {"depth": 4}, "deeper": {"depth": 8}}
+    best = Extreme(text="deeper is best", metric="loss", variant="deeper", which="best")
+    whole = experiment(variants=variants, claims=(*experiment().claims, best))
+    some = whole.only(["deep", "shallow"])
+    assert list(some.variants) == ["shallow", "deep"]
+    assert {t.key for t in some.trials()} < {t.key for t in whole.trials()}
+    assert some.claims == experiment().claims
+    assert whole.only(list(variants)) is whole
+    with pytest.raises(ValueError, match="unknown row 'deepest'; did you mean 'deepe"):
+        whole.only(["deepest"])
