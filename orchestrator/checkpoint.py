@@ -122,6 +122,15 @@ class CheckpointStore:
             return found
         return None
 
+    def last(self) -> Checkpoint | None:
+        """The state that LATEST names, for whoever writes nothing here; None where there is none.
+
+        Raises ValueError or FileNotFoundError for one that does not verify, and TransientError as resume.
+        """
+        found = _patiently(lambda: self._blobs.version(POINTER))
+        folder = None if found is None else _Pointer.decoded(found[1]).folder
+        return None if folder is None else self._read(folder)
+
     def clock(self) -> int:
         """Of the newest state that LATEST names; 0 where there is none, or where nothing answers at once."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ class TrackerFeed:
             place = (trial.key, journal)
             points, following = read_points(journal, from_line=self._lines.get(place, 0))
             if points:
-                self._tracker.send_points(trial.key, points)
+                named = [replace(point, key=f"{step.prefix}{point.key}") for point in points]
+                self._tracker.send_points(trial.key, named)
             self._lines[place] = following
 
     def _finish_done(self, trial: Trial, steps: Mapping[str, Step]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -218,7 +218,7 @@ def write_views(
     if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
         title = table.experiment.title
         views["curves.png"] = lambda path: curves(
-            {variant: _values(journal, curve[1]) for variant, journal in journals.items()},
+            {variant: _values(of_row, curve[1]) for variant, of_row in journals.items()},
             path, ylabel=curve[2], title=title,
         )  # fmt: skip
     files, unwritten = {}, {}
@@ -232,18 +232,19 @@ def write_views(
     return files, unwritten
 
 
-def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, Path]:
-    """The journal of a role's step, per row; the first seed that has one stands for its row."""
-    journals: dict[str, Path] = {}
+def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, list[Path]]:
+    """The journals of a role's step and of those it goes on from, per row; of the first seed that has one."""
+    found: dict[str, list[Path]] = {}
     for trial, steps in plans.items():
-        journal = store.path(steps[role]) / JOURNAL_FILE
-        if journal.is_file():
-            journals.setdefault(trial.variant, journal)
-    return journals
+        one = [step for step in walk([steps[role]]) if step.name == steps[role].name]
+        journals = [journal for step in one if (journal := store.path(step) / JOURNAL_FILE).is_file()]
+        if journals:
+            found.setdefault(trial.variant, journals)
+    return found
 
 
-def _values(journal: Path, key: str) -> list[tuple[int, float]]:
-    points, _ = read_points(journal)
+def _values(journals: Iterable[Path], key: str) -> list[tuple[int, float]]:
+    points = [point for journal in journals for point in read_points(journal)[0]]
     return [(point.step, point.value) for point in points if point.key == key]
 
 

@@ -88,6 +88,8 @@ class Step:
     config: Any
     inputs: Mapping[str, Step]
     run: StepFunction = field(compare=False, repr=False)
+    prefix: str = field(default="", compare=False)
+    """Put before the names of its metrics where they stand beside those of other steps, such as "classifier_"."""
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from diffusion.gaussian import DiffusionConfig
 from diffusion.schedule import kept_timesteps
@@ -34,6 +35,9 @@ class RunConfig:
     """What steers where sample.guidance_scale is more than 0; trained on the same images."""
     upsampler: UpsamplerConfig | None = None
     """A second stage, whose images are then the ones that are judged."""
+    milestones: tuple[int, ...] = ()
+    """Images seen at which training ends a step and the next goes on: what is evaluated there needs no training of its
+    own, and a finished training can be made longer. No bit of the result depends on them."""
     seed: int = 0
     """Seed of training: initial weights, order of the data, t and noise. Evaluation has seeds of its own."""
 
@@ -62,11 +66,27 @@ class RunConfig:
         check_rate("nll.ema", self.nll.ema, self.train.ema.rates)
         _check_respacing("sample.sampler.respacing", self.sample.sampler.respacing, self.diffusion)
         _check_respacing("nll.respacing", self.nll.respacing, self.diffusion)
+        self._check_milestones()
         self._check_guidance()
         if self.upsampler is not None:
             self._check_upsampler(self.upsampler)
         seeds = {"seed": self.seed, "nll.seed": self.nll.seed, "sample.seed": self.sample.seed}
         _check_seeds({**seeds, "metrics.seed": self.metrics.seed})
+
+    def _check_milestones(self) -> None:
+        if not self.milestones:
+            return
+        marks = (0, *self.milestones, self.train.images)
+        if any(low >= high for low, high in pairwise(marks)) or any(mark % self.train.batch_size for mark in marks):
+            raise ValueError(
+                f"milestones={list(self.milestones)}: must rise, end below train.images={self.train.images}, and be "
+                f"multiples of train.batch_size={self.train.batch_size}"
+            )
+        if self.train.lr_anneal != "none":
+            raise ValueError(
+                f"milestones={list(self.milestones)}: with train.lr_anneal={self.train.lr_anneal!r} the learning rate "
+                f"falls towards the end, so a shorter training is no beginning of a longer one; leave one of them out"
+            )
 
     @property
     def is_guided(self) -> bool:

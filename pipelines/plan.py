@@ -65,7 +65,9 @@ def _check_shuffling(train: TrainConfig, dataset: Path, *, data_mib: int) -> Non
 def plan(config: RunConfig) -> dict[str, Step]:
     """The steps of a run by role. Two runs that share a step (same config, same inputs) run it once."""
     dataset = dataset_step(config.data)
-    train = train_step_of(config.model, config.diffusion, config.train, config.seed, dataset=dataset)
+    train = train_step_of(
+        config.model, config.diffusion, config.train, config.seed, dataset=dataset, milestones=config.milestones
+    )
     steps = {"dataset": dataset, "train": train, "nll": nll_step(config.nll, train=train, dataset=dataset)}
     if config.is_guided:
         assert config.classifier is not None  # RunConfig has seen to it

@@ -6,6 +6,7 @@ python pipelines/train.py tiny --store artifacts --set diffusion.loss=hybrid
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,11 +30,19 @@ N = TypeVar("N")
 
 
 def train_step_of(
-    model: UNetConfig, diffusion: DiffusionConfig, train_config: TrainConfig, seed: int, *, dataset: Step
-) -> Step:
-    """Training as a step of a plan."""
-    config = TrainStepConfig(model=model, diffusion=diffusion, train=train_config, seed=seed)
-    return Step(name="train", version=VERSION, config=config, inputs={"dataset": dataset}, run=train)
+    model: UNetConfig, diffusion: DiffusionConfig, train_config: TrainConfig, seed: int, *, dataset: Step,
+    milestones: tuple[int, ...] = (),
+) -> Step:  # fmt: skip
+    """Training as a step of a plan; with milestones, as the last of several that go on from each other."""
+    step: Step | None = None
+    for images in (*milestones, train_config.images):
+        config = TrainStepConfig(
+            model=model, diffusion=diffusion, train=replace(train_config, images=images), seed=seed
+        )
+        inputs = {"dataset": dataset} if step is None else {"dataset": dataset, "start": step}
+        step = Step(name="train", version=VERSION, config=config, inputs=inputs, run=train)
+    assert step is not None
+    return step
 
 
 def train(config: TrainStepConfig, ctx: StepContext) -> None:

@@ -78,7 +78,10 @@ class TrainClassifierConfig:
 
 def train_classifier_step(config: TrainClassifierConfig, *, dataset: Step) -> Step:
     """Training as a step of a plan."""
-    return Step(name="train_classifier", version=VERSION, config=config, inputs={"dataset": dataset}, run=train)
+    return Step(
+        name="train_classifier", version=VERSION, config=config, inputs={"dataset": dataset}, run=train,
+        prefix="classifier_",
+    )  # fmt: skip
 
 
 def train(config: TrainClassifierConfig, ctx: StepContext) -> None:

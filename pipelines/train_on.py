@@ -15,11 +15,12 @@ from orchestrator.backend import Resumable, SpmdContext
 from orchestrator.blobs import open_blobs
 from orchestrator.checkpoint import CheckpointStore
 from orchestrator.config import canonical_json, to_dict
+from orchestrator.errors import PreflightError
 from orchestrator.step import StepContext
 from orchestrator.stopping import ask_to_stop
 from pipelines.decoded import MIB, cache_folder
 from pipelines.readers import open_reader
-from pipelines.trained import CONFIG
+from pipelines.trained import CONFIG, Origin
 from pipelines.training_parts import Place, Training
 from pipelines.training_run import TrainingRun
 
@@ -51,17 +52,39 @@ def run_training(config: Any, ctx: StepContext, build: Build[Any]) -> None:
 
 
 def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
-    resources, step = ctx.resources, f"{ctx.output.parent.name}/{ctx.output.name}"
-    own = str(ctx.output / "checkpoints")
+    resources = ctx.resources
+    start = None if "start" not in ctx.inputs else _end_of(ctx.inputs["start"], resources.checkpoints)
     place = Place(
         output=ctx.output,
-        checkpoints=own if resources.checkpoints is None else f"{resources.checkpoints.rstrip('/')}/{step}",
+        checkpoints=_kept_in(ctx.output, resources.checkpoints),
+        start=start,
         fence=ctx.fence,
         began_by=ctx.began_by,
         checkpoint_seconds=resources.checkpoint_seconds,
         checkpoint_steps=resources.checkpoint_steps,
     )
     return Order(build, config, ctx.inputs["dataset"], place, resources.cpus_per_worker, resources.data_mib)
+
+
+def _kept_in(output: Path, checkpoints: str | None) -> str:
+    """Where the states of a step are: with it, or where the command says."""
+    if checkpoints is None:
+        return str(output / "checkpoints")
+    return f"{checkpoints.rstrip('/')}/{output.parent.name}/{output.name}"
+
+
+def _end_of(start: Path, checkpoints: str | None) -> str:
+    """Where the last state of a finished training is. Raises PreflightError when it is nowhere that is known."""
+    train = Origin.read(start).train
+    assert train is not None
+    places = dict.fromkeys([_kept_in(start, checkpoints), _kept_in(start, None)])
+    for place in places:
+        if CheckpointStore(open_blobs(place)).clock() == train.images:
+            return place
+    raise PreflightError(
+        f"training cannot go on from {start.parent.name}/{start.name}: its state after {train.images} images is not in "
+        f"{' or '.join(places)}; name the place with --checkpoints, or train from the beginning, without milestones"
+    )
 
 
 def train_worker(spmd: SpmdContext, order: Order) -> dict[str, Any]:

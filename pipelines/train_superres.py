@@ -32,7 +32,10 @@ class TrainSuperResConfig:
 
 def train_superres_step(config: TrainSuperResConfig, *, dataset: Step) -> Step:
     """Training as a step of a plan."""
-    return Step(name="train_superres", version=VERSION, config=config, inputs={"dataset": dataset}, run=train)
+    return Step(
+        name="train_superres", version=VERSION, config=config, inputs={"dataset": dataset}, run=train,
+        prefix="upsampler_",
+    )  # fmt: skip
 
 
 def train(config: TrainSuperResConfig, ctx: StepContext) -> None:

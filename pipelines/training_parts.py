@@ -73,3 +73,5 @@ class Place:
     """The command that may ask it to stop, by name."""
     checkpoint_seconds: float
     checkpoint_steps: int | None
+    start: str | None = None
+    """Where another training is kept, from whose end this one goes on."""

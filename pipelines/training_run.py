@@ -96,6 +96,8 @@ class TrainingRun:
         """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
         self.store.claim(turn=self.fence.guard)  # not from a worker that came after this one
         checkpoint = self.store.resume(on_damage=self.damage.append)
+        if checkpoint is None and self.place.start is not None:
+            checkpoint = CheckpointStore(open_blobs(self.place.start)).last()
         if checkpoint is None:
             return None, None
         state = checkpoint.files[STATE_FILE]
