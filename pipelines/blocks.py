@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -101,6 +102,7 @@ def map_blocks(
     found = {block: result for block in blocks if kept is not None and (result := kept.result(block)) is not None}
     missing = [block for block in blocks if block not in found]
     done = count * (pass_number - 1) + sum(stop - first for first, stop in found)
+    begun, began = done, time.monotonic()
 
     def take(index: int, result: R) -> None:
         nonlocal done
@@ -109,7 +111,8 @@ def map_blocks(
             write_durably(kept.file(block), kept.encode(result), turn=guarded(ctx.fence))
         found[block] = result
         done += block[1] - block[0]
-        ctx.progress(done=done, total=count * passes, unit="img")
+        speed = (done - begun) / max(time.monotonic() - began, 1e-9)
+        ctx.progress(done=done, total=count * passes, unit="img", **{"img/s": round(speed, 1)})
 
     ctx.progress(done=done, total=count * passes, unit="img")
     ctx.backend.map(work, missing, resources=ctx.resources, on_result=take)

@@ -73,7 +73,8 @@ def test_a_first_part_whose_state_was_removed_is_told_by_name(tmp_path: Path) ->
     store = ArtifactStore(str(tmp_path))
     finished = trained(store, short(images=4 * BATCH))
     shutil.rmtree(store.path(finished) / "checkpoints")
-    with pytest.raises(PreflightError, match=rf"cannot go on from train/{finished.fingerprint}.*after {4 * BATCH} images"):
+    said = rf"cannot go on from train/{finished.fingerprint}.*after {4 * BATCH} images"
+    with pytest.raises(PreflightError, match=said):
         trained(store, short(images=8 * BATCH, milestones=(4 * BATCH,)))
 
 
