@@ -25,7 +25,7 @@ from diffusion.metrics.kid import kid
 from diffusion.metrics.precision_recall import precision_recall
 from diffusion.metrics.stats import GaussianStats
 
-SETS, REPLICATES, GROUPS = 100, 50, 20
+SETS, REPLICATES, GROUPS = 200, 50, 20
 
 
 @dataclass(frozen=True)
