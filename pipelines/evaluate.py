@@ -7,7 +7,6 @@ python pipelines/evaluate.py reference.npz samples.npz
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ from orchestrator.step import Step, StepContext
 from pipelines.features import Extracted, FeaturesConfig, InceptionConfig
 
 VERSION = 4
-ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +106,7 @@ def gaussian_of(features: NDArray[np.float32]) -> Gaussian:
     """The Gaussian of features (n, d), whether they are many or few."""
     if len(features) <= features.shape[1]:
         return Gaussian.of_features(features)
-    # In blocks: no copy of all features in float64.
-    blocks = (features[first : first + ROWS_AT_ONCE] for first in range(0, len(features), ROWS_AT_ONCE))
-    return Gaussian.of_stats(reduce(GaussianStats.merge, map(GaussianStats.of, blocks)))
+    return Gaussian.of_stats(GaussianStats.of(features))
 
 
 def frechet_name(features: FeaturesConfig) -> str:

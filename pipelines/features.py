@@ -5,7 +5,6 @@ Metrics are computed from them, so another metric needs neither the network nor 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from diffusion.metrics.inception import FILES, InceptionFeatures, Mode
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, kept_arrays, map_blocks
 from pipelines.devices import worker_device
+from pipelines.moments import MOST_IMAGES, STATISTICS_FILE, Moments, evenly
 from pipelines.sample import PROTOCOL_FILE, SAMPLES_FILE
-from pipelines.shards import read_split
+from pipelines.shards import MANIFEST_FILE, Split, read_split, sha256_of
 from pipelines.weights import WEIGHTS_FILE, WeightsConfig, weights_step
 
-VERSION = 4
+VERSION = 5
 BLOCK = 256
 FEATURES_FILE, FEATURES_PROTOCOL_FILE = "features.npz", "protocol.json"
 
@@ -79,11 +79,17 @@ def _weights(config: FeaturesConfig) -> dict[str, Step]:
 
 
 def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
-    """Features of the test split."""
+    """Features of the test split; also leaves statistics.npz, which evaluate.py takes as the first of two files."""
     images = read_split(ctx.inputs["dataset"], "test").images
-    manifest = (ctx.inputs["dataset"] / "manifest.json").read_bytes()
-    whole = hashlib.sha256(manifest).hexdigest()[:12]
-    _extract(config, images, {"reference": f"{len(images)} test images of data set {whole}"}, ctx)
+    of = images_of(ctx.inputs["dataset"], len(images), "test")
+    found = _extract(config, images, of, ctx)
+    shown = images[evenly(len(images), most=MOST_IMAGES)]
+    Moments.of([found.features]).save(ctx.output / STATISTICS_FILE, network=found.network, of=of, images=shown)
+
+
+def images_of(dataset: Path, count: int, split: Split) -> dict[str, str]:
+    """What a protocol says of the images of a data set, which is known by the hash of its manifest."""
+    return {"reference": f"{count} {split} images", "dataset": sha256_of(dataset / MANIFEST_FILE)[:12]}
 
 
 def extract_samples(config: FeaturesConfig, ctx: StepContext) -> None:
@@ -148,9 +154,11 @@ def _kept_extractor(config: FeaturesConfig, weights: Path | None, device: str) -
     return extractor(config, None if weights is None else weights.read_bytes(), device=device)
 
 
-def _extract(config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], ctx: StepContext) -> None:
+def _extract(config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], ctx: StepContext) -> Extracted:
     weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
     work = partial(extract_block, config, weights, images, ctx.resources)
     kept = kept_arrays(ctx.output / WORKING / "blocks", VERSION, _arrays, lambda arrays: Features(**arrays))
     features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK, kept=kept))
-    Extracted(features, protocol_of(config), of).save(ctx.output)
+    found = Extracted(features, protocol_of(config), of)
+    found.save(ctx.output)
+    return found
