@@ -20,10 +20,12 @@ from diffusion.metrics.intervals import Estimate, of_standard_error
 from diffusion.metrics.kid import kid
 from diffusion.metrics.precision_recall import Distances, precision_recall
 from diffusion.metrics.stats import GaussianStats
+from orchestrator.protocols import MEASURED_WITH
 from orchestrator.step import Step, StepContext
 from pipelines.features import Extracted, FeaturesConfig, InceptionConfig
+from pipelines.libraries import versions
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,8 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
         raise ValueError(f"features of {samples.network} cannot be compared with features of {reference.network}")
     name = "fid" if samples.network["network"] == INCEPTION else "fd"
     measured = measure(config, samples.features, Reference.of(reference.features), name=name)
-    shared = {**samples.network, **reference.images, **samples.images}
+    libraries = {**reference.measured_with, **samples.measured_with, "metrics": libraries_of_metrics()}
+    shared = {**samples.network, **reference.images, **samples.images, MEASURED_WITH: libraries}
     ctx.write_metrics(
         {
             "fd_samples": float(len(samples.features.pool)),
@@ -156,6 +159,11 @@ def own_protocol(config: MetricsConfig, name: str) -> dict[str, str | int]:
     if name == "is":
         return {"split_size": SPLIT_SIZE}
     return {}
+
+
+def libraries_of_metrics() -> str:
+    """The versions of what compares features here."""
+    return versions("torch", "numpy", "scipy")
 
 
 def bias_of_frechet(samples: int, reference: int | None, dimension: int) -> list[str]:

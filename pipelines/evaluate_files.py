@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from diffusion.precision import allow_tf32
 from orchestrator.config import override, parse_settings
 from orchestrator.errors import DamagedArtifact
 from orchestrator.files import write_whole
+from orchestrator.protocols import MEASURED_WITH, protocol_fingerprint
 from pipelines.cli import Overrides, choose
 from pipelines.evaluate import (
     MetricsConfig,
@@ -27,10 +28,11 @@ from pipelines.evaluate import (
     bias_of_frechet,
     frechet_name,
     gaussian_of,
+    libraries_of_metrics,
     measure,
     own_protocol,
 )
-from pipelines.features import EfficientNetConfig, FeaturesConfig, InceptionConfig, extractor, protocol_of
+from pipelines.features import EfficientNetConfig, FeaturesConfig, InceptionConfig, extractor, libraries_of, protocol_of
 from pipelines.images_file import ImagesFile, progressing
 from pipelines.moments import PAIRS
 from pipelines.weights import read_weights
@@ -75,6 +77,7 @@ def compare_files(
     base = FilesConfig(features=choose("network", network, dict(NETWORKS)))
     config = override(base, parse_settings(base, set))
     theirs, ours = ImagesFile.open(reference), ImagesFile.open(samples)
+    files = {"reference": theirs, "samples": ours}
     _check(config, theirs, ours)
     features = config.features
     sees, device = loaded(features, device)
@@ -84,19 +87,20 @@ def compare_files(
     for name in (name for name in NAMES if name in found):
         print(_line(name, found[name], _notes(name, drawn, theirs)))
     if output is not None:
-        record = {
-            name: {
+        record = {}
+        for name, estimate in found.items():
+            protocol = {
+                **sees.protocol,
+                **own_protocol(config.metrics, name),
+                **_of(name, theirs, ours, device, features),
+            }
+            record[name] = {
                 **estimate._asdict(),
                 "notes": _notes(name, drawn, theirs),
-                "protocol": {
-                    **sees.protocol,
-                    "device": device,
-                    **own_protocol(config.metrics, name),
-                    **_of(name, theirs, ours),
-                },
+                "protocol": protocol,
+                "fingerprint": protocol_fingerprint(protocol),
+                "files": {role: f"{file.path.name}, SHA-256 {file.sha256}" for role, file in files.items()},
             }
-            for name, estimate in found.items()
-        }
         write_whole(output, json.dumps(record, indent=1))
     return 0
 
@@ -179,14 +183,18 @@ def _notes(name: str, drawn: Features, theirs: ImagesFile) -> list[str]:
     return notes if kind != name or (notes and "singular" in notes[0]) else []
 
 
-def _of(name: str, theirs: ImagesFile, ours: ImagesFile) -> dict[str, str]:
-    """Of which files a number is, and whether of the reference's images or its moments."""
+def _of(name: str, theirs: ImagesFile, ours: ImagesFile, device: str, features: FeaturesConfig) -> dict[str, Any]:
+    """What a number is compared with, by images or by moments, and with what it is measured.
+
+    The samples are what is measured: of them, how many there are is all that two numbers must share.
+    """
+    here = f"{libraries_of(features)}, on {device}"
+    libraries = {"reference": here, "features": here, "metrics": libraries_of_metrics()}
+    reference = {"reference": f"{theirs.count} images, SHA-256 {theirs.sha256}"}
     pair = {"fid": PAIRS[0], "fd": PAIRS[0], "sfid": PAIRS[1]}.get(name.removesuffix("_infinity"))
-    by_moments = pair is not None and pair[0] in theirs.moments
-    by = " and ".join(pair) if by_moments and pair is not None else f"{theirs.count} images"
-    moments_of = theirs.protocol["images"] if by_moments and theirs.protocol is not None else {}
-    return {
-        **{f"moments_of_{key}": value for key, value in moments_of.items()},
-        "reference": f"{by} of {theirs.path.name}, SHA-256 {theirs.sha256}",
-        "samples": f"{ours.count} images of {ours.path.name}, SHA-256 {ours.sha256}",
-    }
+    if pair is not None and pair[0] in theirs.moments:
+        reference = {"reference": f"{' and '.join(pair)}, SHA-256 {theirs.sha256}"}
+        libraries["reference"] = "libraries that its file does not name"
+        if theirs.protocol is not None:
+            reference, libraries = theirs.protocol["images"], {**libraries, **theirs.protocol[MEASURED_WITH]}
+    return {**reference, "samples": ours.count, MEASURED_WITH: libraries}

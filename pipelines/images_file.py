@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from diffusion.metrics.features import check_images
 from orchestrator.display import duration
 from orchestrator.errors import DamagedArtifact
+from orchestrator.protocols import MEASURED_WITH
 from pipelines.blocks import UNREADABLE
 from pipelines.moments import PAIRS, PROTOCOL
 
@@ -37,7 +38,7 @@ class ImagesFile:
     moments: Mapping[str, NDArray[np.float64]]
     """mu, sigma, mu_s, sigma_s: those that are there."""
     protocol: Mapping[str, Any] | None = None
-    """What the moments are of: network, images, count; None where nobody says."""
+    """What the moments are of, and by what libraries; None where nobody says."""
 
     @classmethod
     def open(cls, path: Path) -> ImagesFile:
@@ -79,8 +80,8 @@ def _told(path: Path) -> Iterator[None]:
 def _protocol(stored: NDArray[Any]) -> Mapping[str, Any]:
     """Raises ValueError for what Moments.save() has not written."""
     said = json.loads(str(stored))
-    if not isinstance(said, dict) or not {"network", "images", "count"} <= said.keys():
-        raise ValueError(f"{PROTOCOL} {stored} says neither network nor images")
+    if not isinstance(said, dict) or not {"network", "images", "count", MEASURED_WITH} <= said.keys():
+        raise ValueError(f"{PROTOCOL} {stored} does not say of what: make the file again with reference.py")
     return said
 
 

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from diffusion.metrics.features import FeatureProtocol, Features
 from diffusion.metrics.stats import GaussianStats
+from orchestrator.protocols import MEASURED_WITH
 
 STATISTICS_FILE = "statistics.npz"
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 """Moments of pooled and of spatial features."""
 PROTOCOL = "protocol"
-"""Beside them, as JSON: of which network's features, of which images, of how many. Published files have none."""
+"""Beside them, as JSON: of which network's features, of which images, of how many, by what libraries. Published
+files have none."""
 MOST_IMAGES = 10_000
 """As many as a published file of ImageNet has; precision, recall and KID are over these."""
 
@@ -47,15 +49,17 @@ class Moments:
         return Moments(self.pool.merge(other.pool), spatial)
 
     def save(
-        self, file: Path, *, network: FeatureProtocol, of: Mapping[str, str | int], images: NDArray[np.uint8]
-    ) -> None:
+        self, file: Path, *, network: FeatureProtocol, of: Mapping[str, str | int], images: NDArray[np.uint8],
+        libraries: str,
+    ) -> None:  # fmt: skip
         """As mu, sigma, mu_s, sigma_s in float64, and images (n, h, w, c) as arr_0 where there are any."""
         pairs = zip(PAIRS, (self.pool, self.spatial), strict=True)
         known = [(names, stats) for names, stats in pairs if stats is not None]
         arrays = {
             name: values for names, stats in known for name, values in zip(names, (stats.mean, stats.cov), strict=True)
         }
-        said = json.dumps({"network": network, "images": dict(of), "count": self.pool.count})
+        of_these = {"network": network, "images": dict(of), "count": self.pool.count}
+        said = json.dumps({**of_these, MEASURED_WITH: {"reference": libraries}})
         shown = {"arr_0": images} if len(images) else {}
         np.savez(file, **arrays, **shown, **{PROTOCOL: said})  # type: ignore[arg-type]  # its stub's allow_pickle
 

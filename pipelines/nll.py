@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,15 +29,17 @@ from diffusion.nll import (
     summarize,
 )
 from diffusion.schedule import respace
+from orchestrator.protocols import MEASURED_WITH
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, Kept, kept_arrays, map_blocks
 from pipelines.decoded import MIB, decoded_split
 from pipelines.devices import worker_device
+from pipelines.libraries import versions
 from pipelines.shards import count_images
 from pipelines.train import to_unit_range
 from pipelines.trained import TrainedModel, TrainStepConfig, load_trained, trained_config, weights_used
 
-VERSION = 4
+VERSION = 5
 BLOCK = 64  # images a worker evaluates at a time
 PILOT_IMAGES = 8
 NLL_FILE = "nll.npz"
@@ -208,7 +210,7 @@ def summary(estimate: NllEstimate) -> dict[str, float]:
     return said
 
 
-def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig) -> dict[str, str | int]:
+def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig) -> dict[str, Any]:
     """What two NLLs must share to be compared. How many rounds an interval took is not among it."""
     return {
         "bound": _bound(config.terms),
@@ -219,6 +221,7 @@ def protocol(config: NllConfig, estimate: NllEstimate, trained: TrainStepConfig)
         "weights": weights_used(trained.train),
         "x_start": "clipped" if config.clip_denoised else "not clipped",
         "seed": config.seed,
+        MEASURED_WITH: {"nll": versions("torch", "numpy")},
     }
 
 

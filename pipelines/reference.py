@@ -22,7 +22,7 @@ from orchestrator.errors import DamagedArtifact
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, choose, run
 from pipelines.evaluate_files import NETWORKS, loaded
-from pipelines.features import FeaturesConfig, images_of
+from pipelines.features import FeaturesConfig, images_of, libraries_of
 from pipelines.images_file import BLOCK, ImagesFile, progressing
 from pipelines.moments import MOST_IMAGES, Moments, evenly
 from pipelines.named_data import named
@@ -65,11 +65,17 @@ def main(
     config = override(base, parse_settings(base, set))
     _check(output, images=images)
     found = _of_file(Path(source), split) if source.endswith(".npz") else _of_data_set(source, split, store)
-    sees, _ = loaded(config.features, device)
+    sees, device = loaded(config.features, device)
     moments, kept = _seen(sees, found, most=images)
     partial = output.with_name(f".{uuid.uuid4().hex}.npz")
     try:
-        moments.save(partial, network=sees.protocol, of=found.of, images=kept)
+        moments.save(
+            partial,
+            network=sees.protocol,
+            of=found.of,
+            images=kept,
+            libraries=f"{libraries_of(config.features)}, on {device}",
+        )
         partial.rename(output)  # whole or not there
     finally:
         partial.unlink(missing_ok=True)
@@ -109,7 +115,7 @@ def _of_file(path: Path, split: Split | None) -> Source:
             f"{path} holds {', '.join(file.moments)} already, maybe of other images than arr_0: it is a "
             f"reference file as it is"
         )
-    of = {"reference": f"{file.count} images of {path.name}", "dataset": file.sha256[:12]}
+    of = {"reference": f"{file.count} images", "dataset": file.sha256[:12]}
     return Source(path.name, file.count, file.blocks(), of)
 
 
