@@ -13,6 +13,7 @@ from orchestrator.errors import PapertableError
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.journal import read_points
 from orchestrator.materialize import pending
+from orchestrator.protocols import protocol_fingerprint
 from orchestrator.provenance import provenance
 from orchestrator.step import JOURNAL_FILE, Step, walk
 from orchestrator.store import ArtifactStore
@@ -169,6 +170,7 @@ class TrackerFeed:
             trial.key,
             status="finished",
             metrics=said.metrics,
+            protocols={metric: protocol_fingerprint(protocol) for metric, protocol in said.protocol.items()},
             notes=said.notes,
             files=files,
             digest=self._digest(trial),

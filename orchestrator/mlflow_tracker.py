@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,6 +30,7 @@ from orchestrator.step import DatasetFacts
 from orchestrator.tracker import Status, StudyInfo, TrackerUnavailable, TrialInfo
 
 KEY, DIGEST, ROLE = "papertable.key", "papertable.complete", "papertable.role"
+PROTOCOL = "papertable.protocol"
 STATUS: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 BATCH = 1000  # most metrics MLflow takes in one call
@@ -100,13 +102,15 @@ class MlflowTracker:
     def finish_trial(
         self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
         files: Mapping[str, Path], digest: str, datasets: Sequence[tuple[str, DatasetFacts]] = (),
+        protocols: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """See Tracker."""
         run_id = self._trials[trial_key]
         with self._answering() as client:
             began = client.get_run(run_id).info.start_time  # one time for all: sent again, a point is the same point
             final = [Metric(key, value, began, 0) for key, value in metrics.items()]
-            client.log_batch(run_id, metrics=final, tags=[RunTag(MLFLOW_RUN_NOTE, "\n".join(notes))])
+            tags = [RunTag(f"{PROTOCOL}.{metric}", fingerprint) for metric, fingerprint in protocols.items()]
+            client.log_batch(run_id, metrics=final, tags=[RunTag(MLFLOW_RUN_NOTE, "\n".join(notes)), *tags])
             self._attach(client, run_id, files)
             if datasets:
                 client.log_inputs(run_id, [_dataset_input(uri, facts) for uri, facts in datasets])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from scipy import stats
 
 from orchestrator.experiment import Column, Experiment
+from orchestrator.protocols import deciding, differences, measured_with, protocol_fingerprint
 from orchestrator.verdicts import Measured, Verdict, judge
 
 TEXT_WIDTH = 132
@@ -39,6 +39,9 @@ class FailedTrial:
     variant: str
     seed: int
     reason: str
+
+
+R = TypeVar("R", bound=TrialResult | FailedTrial)
 
 
 class ComparisonTable:
@@ -124,7 +127,8 @@ class ComparisonTable:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["variant", "seed", *(f"paper_{key}" for key in paper), *metrics, "failed"])
-        for result in self._in_order([*self.results, *self.failures]):
+        cells: list[TrialResult | FailedTrial] = [*self.results, *self.failures]
+        for result in self._in_order(cells):
             of_paper = self.experiment.paper.get(result.variant, {})
             ours = result.metrics if isinstance(result, TrialResult) else {}
             reason = result.reason if isinstance(result, FailedTrial) else ""
@@ -140,7 +144,7 @@ class ComparisonTable:
         """What a reader must know of the rows, and the protocol of every column."""
         notes: dict[str, list[str]] = {}
         for result in self._in_order(self.results):
-            for note in result.notes:  # type: ignore[union-attr]
+            for note in result.notes:
                 notes.setdefault(note, []).append(result.variant)
         variants = list(self.experiment.variants)
         lines = [
@@ -153,7 +157,10 @@ class ComparisonTable:
         for column in self.experiment.columns:
             protocol = next((r.protocol[column.metric] for r in self.results if column.metric in r.protocol), None)
             if protocol:
-                lines.append(f"{column.label}: " + ", ".join(f"{key} {value}" for key, value in protocol.items()))
+                decides = ", ".join(f"{key} {value}" for key, value in deciding(protocol).items())
+                lines.append(f"{column.label} [{protocol_fingerprint(protocol)}]: {decides}")
+        measured = self._in_order(self.results)
+        lines += measured_with((row.variant, protocol) for row in measured for protocol in row.protocol.values())
         return [*lines, f"Paper: {self.experiment.source}."] if self.experiment.paper else lines
 
     def _title(self) -> str:
@@ -210,15 +217,14 @@ class ComparisonTable:
                 if column.metric not in result.protocol:
                     continue
                 first = first or result
-                ours, theirs = first.protocol[column.metric], result.protocol[column.metric]
-                for key in sorted(ours.keys() | theirs.keys()):
-                    if json.dumps(ours.get(key)) != json.dumps(theirs.get(key)):
-                        raise ValueError(
-                            f"{column.label} of {first.variant!r} and {result.variant!r} cannot stand in one column: "
-                            f"{key} is {ours.get(key)!r} in one and {theirs.get(key)!r} in the other"
-                        )
+                apart = differences(first.protocol[column.metric], result.protocol[column.metric])
+                for key, (ours, theirs) in apart.items():
+                    raise ValueError(
+                        f"{column.label} of {first.variant!r} and {result.variant!r} cannot stand in one column: "
+                        f"{key} is {ours!r} in one and {theirs!r} in the other"
+                    )
 
-    def _in_order(self, results: Sequence[TrialResult | FailedTrial]) -> list[TrialResult | FailedTrial]:
+    def _in_order(self, results: Sequence[R]) -> list[R]:
         variants = list(self.experiment.variants)
         return sorted(results, key=lambda result: (variants.index(result.variant), result.seed))
 

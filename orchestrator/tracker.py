@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from orchestrator.errors import PapertableError
@@ -66,8 +67,12 @@ class Tracker(Protocol):
     def finish_trial(
         self, trial_key: str, *, status: Status, metrics: Mapping[str, float], notes: Sequence[str],
         files: Mapping[str, Path], digest: str, datasets: Sequence[tuple[str, DatasetFacts]] = (),
+        protocols: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        """Final numbers and files (name in the tracker -> file), and the data sets with the URIs they are at."""
+        """Final numbers and files (name in the tracker -> file), and the data sets with the URIs they are at.
+
+        protocols: metric -> fingerprint of how it was measured.
+        """
 
     def finish_study(
         self, *, status: Status, table_records: list[dict[str, Any]], files: Mapping[str, Path], tags: Mapping[str, str]

@@ -8,7 +8,6 @@ python pipelines/evaluate.py reference.npz --checkpoint 64x64_diffusion.pt --ope
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,12 @@ from diffusion.metrics.intervals import Estimate, of_standard_error
 from diffusion.metrics.kid import kid
 from diffusion.metrics.precision_recall import Distances, precision_recall
 from diffusion.metrics.stats import GaussianStats
+from orchestrator.protocols import MEASURED_WITH
 from orchestrator.step import Step, StepContext
 from pipelines.features import Extracted, FeaturesConfig, InceptionConfig
+from pipelines.libraries import versions
 
-VERSION = 4
-ROWS_AT_ONCE = 4096
+VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,8 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
         raise ValueError(f"features of {samples.network} cannot be compared with features of {reference.network}")
     name = "fid" if samples.network["network"] == INCEPTION else "fd"
     measured = measure(config, samples.features, Reference.of(reference.features), name=name)
-    shared = {**samples.network, **reference.images, **samples.images}
+    libraries = {**reference.measured_with, **samples.measured_with, "metrics": libraries_of_metrics()}
+    shared = {**samples.network, **reference.images, **samples.images, MEASURED_WITH: libraries}
     ctx.write_metrics(
         {
             "fd_samples": float(len(samples.features.pool)),
@@ -109,9 +110,7 @@ def gaussian_of(features: NDArray[np.float32]) -> Gaussian:
     """The Gaussian of features (n, d), whether they are many or few."""
     if len(features) <= features.shape[1]:
         return Gaussian.of_features(features)
-    # In blocks: no copy of all features in float64.
-    blocks = (features[first : first + ROWS_AT_ONCE] for first in range(0, len(features), ROWS_AT_ONCE))
-    return Gaussian.of_stats(reduce(GaussianStats.merge, map(GaussianStats.of, blocks)))
+    return Gaussian.of_stats(GaussianStats.of(features))
 
 
 def frechet_name(features: FeaturesConfig) -> str:
@@ -161,6 +160,11 @@ def own_protocol(config: MetricsConfig, name: str) -> dict[str, str | int]:
     if name == "is":
         return {"split_size": SPLIT_SIZE}
     return {}
+
+
+def libraries_of_metrics() -> str:
+    """The versions of what compares features here."""
+    return versions("torch", "numpy", "scipy")
 
 
 def bias_of_frechet(samples: int, reference: int | None, dimension: int) -> list[str]:

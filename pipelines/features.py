@@ -5,7 +5,6 @@ Metrics are computed from them, so another metric needs neither the network nor 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +17,17 @@ import numpy as np
 from diffusion.metrics.efficientnet import EfficientNetLite0Features
 from diffusion.metrics.features import Extractor, FeatureProtocol, Features
 from diffusion.metrics.inception import FILES, InceptionFeatures, Mode
+from orchestrator.protocols import MEASURED_WITH
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, kept_arrays, map_blocks
 from pipelines.devices import worker_device
 from pipelines.drawn import PROTOCOL_FILE, SAMPLES_FILE
-from pipelines.shards import read_split
+from pipelines.libraries import made_with, versions
+from pipelines.moments import MOST_IMAGES, STATISTICS_FILE, Moments, evenly
+from pipelines.shards import MANIFEST_FILE, Split, read_split, sha256_of
 from pipelines.weights import WEIGHTS_FILE, WeightsConfig, weights_step
 
-VERSION = 4
+VERSION = 6
 BLOCK = 256
 FEATURES_FILE, FEATURES_PROTOCOL_FILE = "features.npz", "protocol.json"
 
@@ -79,18 +81,31 @@ def _weights(config: FeaturesConfig) -> dict[str, Step]:
 
 
 def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
-    """Features of the test split."""
+    """Features of the test split; also leaves statistics.npz, which evaluate.py takes as the first of two files."""
     images = read_split(ctx.inputs["dataset"], "test").images
-    manifest = (ctx.inputs["dataset"] / "manifest.json").read_bytes()
-    whole = hashlib.sha256(manifest).hexdigest()[:12]
-    _extract(config, images, {"reference": f"{len(images)} test images of data set {whole}"}, ctx)
+    of = images_of(ctx.inputs["dataset"], len(images), "test")
+    libraries = libraries_of(config)
+    found = _extract(config, images, of, {"reference": libraries}, ctx)
+    shown = images[evenly(len(images), most=MOST_IMAGES)]
+    Moments.of([found.features]).save(
+        ctx.output / STATISTICS_FILE, network=found.network, of=of, images=shown, libraries=libraries
+    )
+
+
+def images_of(dataset: Path, count: int, split: Split) -> dict[str, str]:
+    """What a protocol says of the images of a data set, which is known by the hash of its manifest."""
+    return {"reference": f"{count} {split} images", "dataset": sha256_of(dataset / MANIFEST_FILE)[:12]}
 
 
 def extract_samples(config: FeaturesConfig, ctx: StepContext) -> None:
     """Features of the samples."""
     drawn = json.loads((ctx.inputs["samples"] / PROTOCOL_FILE).read_text())
     with np.load(ctx.inputs["samples"] / SAMPLES_FILE, allow_pickle=False) as samples:
-        _extract(config, samples["arr_0"], drawn, ctx)
+        libraries = {
+            "sample": made_with(ctx.inputs["samples"], "torch", "numpy"),
+            "features": libraries_of(config),
+        }
+        _extract(config, samples["arr_0"], drawn, libraries, ctx)
 
 
 @dataclass(frozen=True)
@@ -100,11 +115,15 @@ class Extracted:
     features: Features
     network: FeatureProtocol
     images: Mapping[str, str | int]
+    measured_with: Mapping[str, str]
+    """Stage -> the versions of libraries that may have moved a bit of it."""
 
     def save(self, artifact: Path) -> None:
         """Into the directory of a step: features.npz (pool, spatial, probabilities) and protocol.json."""
         np.savez(artifact / FEATURES_FILE, **_arrays(self.features))  # type: ignore[arg-type]  # its stub's allow_pickle
-        said = json.dumps({"network": self.network, "images": dict(self.images)})
+        said = json.dumps(
+            {"network": self.network, "images": dict(self.images), MEASURED_WITH: dict(self.measured_with)}
+        )
         (artifact / FEATURES_PROTOCOL_FILE).write_text(said)
 
     @classmethod
@@ -113,7 +132,7 @@ class Extracted:
         with np.load(artifact / FEATURES_FILE, allow_pickle=False) as stored:
             features = Features(**{name: stored[name] for name in stored.files})
         said = json.loads((artifact / FEATURES_PROTOCOL_FILE).read_text())
-        return cls(features, said["network"], said["images"])
+        return cls(features, said["network"], said["images"], said[MEASURED_WITH])
 
 
 def _arrays(features: Features) -> dict[str, np.ndarray]:
@@ -135,6 +154,16 @@ def protocol_of(config: FeaturesConfig) -> FeatureProtocol:
     return InceptionFeatures.protocol_of(config.mode, config.weights().sha256)
 
 
+def libraries_of(config: FeaturesConfig) -> str:
+    """The versions of what turns images into vectors here."""
+    own: tuple[str, ...] = ()
+    if isinstance(config, EfficientNetConfig):
+        own = ("efficientnet-lite-pytorch",)
+    elif config.mode == "legacy_pytorch":  # the other modes' network is a program in the file of its weights
+        own = ("clean-fid", "torchvision")
+    return versions("torch", "numpy", *own)
+
+
 def extract_block(
     config: FeaturesConfig, weights: Path | None, images: np.ndarray, resources: Resources, block: Block
 ) -> Features:
@@ -148,9 +177,13 @@ def _kept_extractor(config: FeaturesConfig, weights: Path | None, device: str) -
     return extractor(config, None if weights is None else weights.read_bytes(), device=device)
 
 
-def _extract(config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], ctx: StepContext) -> None:
+def _extract(
+    config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], libraries: dict[str, str], ctx: StepContext
+) -> Extracted:
     weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
     work = partial(extract_block, config, weights, images, ctx.resources)
     kept = kept_arrays(ctx.output / WORKING / "blocks", VERSION, _arrays, lambda arrays: Features(**arrays))
     features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK, kept=kept))
-    Extracted(features, protocol_of(config), of).save(ctx.output)
+    found = Extracted(features, protocol_of(config), of, libraries)
+    found.save(ctx.output)
+    return found

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +30,12 @@ from diffusion.nll import (
 )
 from diffusion.schedule import respace
 from diffusion.unet import UNet
+from orchestrator.protocols import MEASURED_WITH
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, Kept, kept_arrays, map_blocks
 from pipelines.decoded import MIB, decoded_split
 from pipelines.devices import worker_device
+from pipelines.libraries import versions
 from pipelines.shards import count_images
 from pipelines.train import to_unit_range
 from pipelines.trained import Origin, TrainedModel, load_trained
@@ -211,7 +213,7 @@ def summary(estimate: NllEstimate) -> dict[str, float]:
     return said
 
 
-def protocol(config: NllConfig, estimate: NllEstimate, *, weights: str) -> dict[str, str | int]:
+def protocol(config: NllConfig, estimate: NllEstimate, *, weights: str) -> dict[str, Any]:
     """What two NLLs must share to be compared. How many rounds an interval took is not among it."""
     return {
         "bound": _bound(config.terms),
@@ -222,6 +224,7 @@ def protocol(config: NllConfig, estimate: NllEstimate, *, weights: str) -> dict[
         "weights": weights,
         "x_start": "clipped" if config.clip_denoised else "not clipped",
         "seed": config.seed,
+        MEASURED_WITH: {"nll": versions("torch", "numpy")},
     }
 
 

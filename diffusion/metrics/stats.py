@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
+
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class GaussianStats:
         """The moments of features (n, d)."""
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features of shape {features.shape}: needs at least one row of an (n, d) array")
+        # In blocks: no copy of all features in float64.
+        blocks = (features[first : first + ROWS_AT_ONCE] for first in range(0, len(features), ROWS_AT_ONCE))
+        return reduce(cls.merge, map(cls._of_block, blocks))
+
+    @classmethod
+    def _of_block(cls, features: NDArray[np.floating]) -> GaussianStats:
         rows = features.astype(np.float64)
         mean = rows.mean(axis=0)
         # Centred first: the difference of raw moments would cancel the leading digits of small variances.

@@ -94,7 +94,9 @@ def test_the_published_five_numbers_come_first_by_their_names(
     assert found["fid"]["low"] < found["fid"]["value"] < found["fid"]["high"]
     assert found["precision"]["protocol"]["distances"] == "published"
     digest = hashlib.sha256(files[1].read_bytes()).hexdigest()
-    assert found["is"]["protocol"]["samples"] == f"50 images of samples.npz, SHA-256 {digest}"
+    assert found["is"]["protocol"]["samples"] == 50
+    assert found["is"]["files"]["samples"] == f"samples.npz, SHA-256 {digest}"
+    assert found["is"]["protocol"]["measured_with"]["features"].endswith(f"numpy {np.__version__}, on cpu")
     assert "strongly biased" in found["sfid"]["notes"][0]
 
 

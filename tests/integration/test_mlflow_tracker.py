@@ -57,7 +57,7 @@ def send_all(uri: str, tmp_path: Path, *, key: str) -> MlflowTracker:
     sender.send_points("t1", POINTS)
     sender.finish_trial(
         "t1", status="finished", metrics={"nll": 3.5}, notes=["a note"], files={"grid.png": picture}, digest="d1",
-        datasets=[("file:///store/dataset/1", DIGITS)],
+        datasets=[("file:///store/dataset/1", DIGITS)], protocols={"nll": "3f9a1c2e-7b21"},
     )  # fmt: skip
     sender.finish_study(status="finished", table_records=[{"": "deep", "nll": "3.5"}], files={}, tags={"x": "y"})
     return sender
@@ -77,6 +77,7 @@ def test_sending_everything_twice_leaves_everything_once(uri: str, tmp_path: Pat
     assert child.data.params == {"depth": "4"}
     assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
     assert child.data.tags["mlflow.note.content"] == "a note"
+    assert child.data.tags["papertable.protocol.nll"] == "3f9a1c2e-7b21"
     (used,) = client.get_run(child.info.run_id).inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("digits", "d" * 32)
     assert json.loads(used.dataset.source) == {"uri": "file:///store/dataset/1"}
