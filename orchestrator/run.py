@@ -19,6 +19,7 @@ from orchestrator.lease import is_at_work
 from orchestrator.materialize import lease_of, materialize, pending
 from orchestrator.plots import curves, scatter
 from orchestrator.progress import Watcher, failure
+from orchestrator.protocols import MixedProtocols
 from orchestrator.signals import Background
 from orchestrator.step import JOURNAL_FILE, Resources, Step, walk
 from orchestrator.stopping import stop_all
@@ -63,6 +64,8 @@ class Presentation:
     """Two metrics plotted against each other, one point a row."""
     curve: tuple[str, str, str] | None = None
     """(role of a step, key in its journal, axis label): one curve a row."""
+    mixed_protocols: MixedProtocols = "refuse"
+    """Whether cells that were measured otherwise than their column's first one may stand there, marked."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,13 @@ def sync_experiment(
     return StudyOutcome(table, files, unwritten, 0, behind)
 
 
-def table_so_far(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> ComparisonTable:
+def table_so_far(
+    experiment: Experiment[Any], plan: Plan, store: ArtifactStore, presentation: Presentation
+) -> ComparisonTable:
     """What the store has of a study. Raises PreflightError where it has nothing."""
     plans = _begun(experiment, plan, store)
     unfinished = _why_unfinished(plans, store)
-    return ComparisonTable(experiment, [_result(trial, plans[trial], store, unfinished) for trial in plans])
+    return _table(experiment, plans, store, presentation, unfinished)
 
 
 def _begun(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> dict[Trial, Mapping[str, Step]]:
@@ -182,9 +187,17 @@ def _told(
     presentation: Presentation, unfinished: Mapping[str, str],
 ) -> tuple[ComparisonTable, dict[str, Path], dict[str, str]]:  # fmt: skip
     """The table, its files, and those that could not be written; unfinished: trial.key -> why it has no result."""
-    table = ComparisonTable(experiment, [_result(trial, plans[trial], store, unfinished) for trial in plans])
+    table = _table(experiment, plans, store, presentation, unfinished)
     directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
     return (table, *write_views(table, directory, presentation, plans, store))
+
+
+def _table(
+    experiment: Experiment[Any], plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
+    presentation: Presentation, unfinished: Mapping[str, str],
+) -> ComparisonTable:  # fmt: skip
+    results = [_result(trial, plans[trial], store, unfinished) for trial in plans]
+    return ComparisonTable(experiment, results, mixed_protocols=presentation.mixed_protocols)
 
 
 def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Resources) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +15,14 @@ from rich.table import Table as RichTable
 from scipy import stats
 
 from orchestrator.experiment import Column, Experiment
-from orchestrator.protocols import deciding, differences, measured_with, protocol_fingerprint
+from orchestrator.protocols import (
+    MixedProtocols,
+    comparable_by,
+    deciding,
+    measured_otherwise,
+    measured_with,
+    protocol_fingerprint,
+)
 from orchestrator.verdicts import Measured, Verdict, judge
 
 TEXT_WIDTH = 132
@@ -45,13 +53,23 @@ R = TypeVar("R", bound=TrialResult | FailedTrial)
 
 
 class ComparisonTable:
-    """Rows in the study's order. Raises ValueError when a column's numbers were measured by different protocols."""
+    """Rows in the study's order.
 
-    def __init__(self, experiment: Experiment[Any], results: Sequence[TrialResult | FailedTrial]) -> None:
+    Of a column whose numbers were measured by different protocols the cells that are not measured as the first one are
+    marked, where that is asked for; else ValueError is raised.
+    """
+
+    def __init__(
+        self, experiment: Experiment[Any], results: Sequence[TrialResult | FailedTrial], *,
+        mixed_protocols: MixedProtocols = "refuse",
+    ) -> None:  # fmt: skip
         self.experiment = experiment
         self.results = [result for result in results if isinstance(result, TrialResult)]
         self.failures = [result for result in results if isinstance(result, FailedTrial)]
-        self._check_protocols()
+        self._marks: dict[tuple[str, str], str] = {}  # (row, metric) -> what stands in its cell
+        self._marked: list[str] = []
+        for column in experiment.columns:
+            self._mark(column, mixed_protocols)
 
     @property
     def any_failed(self) -> bool:
@@ -74,7 +92,8 @@ class ComparisonTable:
             return None
         error = self.experiment.column(metric).error
         errors = {result.seed: result.metrics[error] for result in rows} if error is not None else {}
-        return Measured({result.seed: result.metrics[metric] for result in rows}, errors)
+        values = {result.seed: result.metrics[metric] for result in rows}
+        return Measured(values, errors, comparable_by(rows[0].protocol.get(metric, {})))
 
     def centre(self, variant: str, metric: str) -> tuple[float, float | None] | None:
         """A row's mean over seeds and the half width of its 95% interval (None for one seed of several).
@@ -92,7 +111,9 @@ class ComparisonTable:
 
     def to_text(self) -> str:
         """For a terminal."""
-        console = Console(file=io.StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None)
+        console = Console(
+            file=io.StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None, markup=False, emoji=False
+        )
         table = RichTable(title=self._title(), title_justify="left", title_style="")
         for number, heading in enumerate(self._headings()):
             table.add_column(heading, justify="left" if number == 0 else "right")
@@ -121,19 +142,26 @@ class ComparisonTable:
         return "\n".join(lines) + "\n"
 
     def to_csv(self) -> str:
-        """Tidy: one line a row and seed, with every metric; failed cells have only their reason."""
+        """Tidy: one line a row and seed, with every metric and the fingerprints of the columns' protocols.
+
+        Failed cells have only their reason.
+        """
         metrics = sorted({metric for result in self.results for metric in result.metrics})
         paper = [column.key for column in self.experiment.paper_columns]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["variant", "seed", *(f"paper_{key}" for key in paper), *metrics, "failed"])
+        measured = [column.metric for column in self.experiment.columns]
+        protocols = [f"{metric}_protocol" for metric in measured]
+        writer.writerow(["variant", "seed", *(f"paper_{key}" for key in paper), *metrics, *protocols, "failed"])
         cells: list[TrialResult | FailedTrial] = [*self.results, *self.failures]
         for result in self._in_order(cells):
             of_paper = self.experiment.paper.get(result.variant, {})
             ours = result.metrics if isinstance(result, TrialResult) else {}
             reason = result.reason if isinstance(result, FailedTrial) else ""
             values = [*(of_paper.get(key, "") for key in paper), *(ours.get(metric, "") for metric in metrics)]
-            writer.writerow([result.variant, result.seed, *values, reason])
+            by = result.protocol if isinstance(result, TrialResult) else {}
+            fingerprints = [protocol_fingerprint(by[metric]) if metric in by else "" for metric in measured]
+            writer.writerow([result.variant, result.seed, *values, *fingerprints, reason])
         return stream.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
@@ -142,11 +170,11 @@ class ComparisonTable:
 
     def footnotes(self) -> list[str]:
         """What a reader must know of the rows, and the protocol of every column."""
+        variants, measured = list(self.experiment.variants), self._in_order(self.results)
         notes: dict[str, list[str]] = {}
-        for result in self._in_order(self.results):
+        for result in measured:
             for note in result.notes:
                 notes.setdefault(note, []).append(result.variant)
-        variants = list(self.experiment.variants)
         lines = [
             f"{failure.variant}: seed {failure.seed} FAILED ({_first_line(failure.reason)})"
             for failure in self.failures
@@ -155,11 +183,11 @@ class ComparisonTable:
             everywhere = set(rows) == {r.variant for r in self.results} and len(set(rows)) > 1
             lines.append(note if everywhere else f"{', '.join(v for v in variants if v in rows)}: {note}")
         for column in self.experiment.columns:
-            protocol = next((r.protocol[column.metric] for r in self.results if column.metric in r.protocol), None)
+            protocol = next((r.protocol[column.metric] for r in measured if column.metric in r.protocol), None)
             if protocol:
                 decides = ", ".join(f"{key} {value}" for key, value in deciding(protocol).items())
                 lines.append(f"{column.label} [{protocol_fingerprint(protocol)}]: {decides}")
-        measured = self._in_order(self.results)
+        lines += self._marked
         lines += measured_with((row.variant, protocol) for row in measured for protocol in row.protocol.values())
         return [*lines, f"Paper: {self.experiment.source}."] if self.experiment.paper else lines
 
@@ -201,7 +229,9 @@ class ComparisonTable:
         assert centre is not None
         mean, half_width = centre
         text = format(mean, column.format)
-        return text if half_width is None else f"{text} ± {format(half_width, column.format)}"
+        spread = "" if half_width is None else f" ± {format(half_width, column.format)}"
+        mark = self._marks.get((variant, column.metric))
+        return f"{text}{spread}" if mark is None else f"{text}{spread} {mark}"
 
     def _counts(self) -> list[str]:
         return list(dict.fromkeys(column.count for column in self.experiment.columns if column.count is not None))
@@ -210,19 +240,15 @@ class ComparisonTable:
         rows = [result for result in self.results if result.variant == variant]
         return [f"{rows[0].metrics[count]:.0f}" if rows else "" for count in self._counts()]
 
-    def _check_protocols(self) -> None:
-        for column in self.experiment.columns:
-            first: TrialResult | None = None
-            for result in self.results:
-                if column.metric not in result.protocol:
-                    continue
-                first = first or result
-                apart = differences(first.protocol[column.metric], result.protocol[column.metric])
-                for key, (ours, theirs) in apart.items():
-                    raise ValueError(
-                        f"{column.label} of {first.variant!r} and {result.variant!r} cannot stand in one column: "
-                        f"{key} is {ours!r} in one and {theirs!r} in the other"
-                    )
+    def _mark(self, column: Column, mixed_protocols: MixedProtocols) -> None:
+        rows = [(row.variant, row.protocol[column.metric]) for row in self._in_order(self.results)
+                if column.metric in row.protocol]  # fmt: skip
+        for otherwise in measured_otherwise(column.label, rows):
+            if mixed_protocols == "refuse":
+                raise ValueError(otherwise.refusal())
+            mark = f"[{_letter(len(self._marked))}]"
+            self._marked.append(otherwise.footnote(mark))
+            self._marks |= {(row, column.metric): mark for row in otherwise.rows}
 
     def _in_order(self, results: Sequence[R]) -> list[R]:
         variants = list(self.experiment.variants)
@@ -241,6 +267,11 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
 
     alignment = "|---|" + "---:|" * (len(headings) - 1)
     return [line(headings), alignment, *map(line, rows)]
+
+
+def _letter(number: int) -> str:
+    """a..z, aa, bb, ..."""
+    return string.ascii_lowercase[number % 26] * (1 + number // 26)
 
 
 def _first_line(text: str) -> str:

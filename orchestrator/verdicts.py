@@ -11,7 +11,7 @@ from scipy import stats
 
 from orchestrator.experiment import Better, Claim, Column, Extreme
 
-Outcome = Literal["shown", "not shown", "not resolved", "no verdict"]
+Outcome = Literal["shown", "not shown", "not resolved", "no verdict", "not comparable"]
 WEAKEST_FIRST: tuple[Outcome, ...] = ("not shown", "not resolved", "shown")
 RESOLVED_AT = 2.0  # standard errors of a difference at a single seed
 
@@ -23,6 +23,8 @@ class Measured:
     by_seed: Mapping[int, float]
     errors: Mapping[int, float]
     """Seed -> standard error of its evaluation, which knows nothing of how training varies. Empty: not known."""
+    protocol: str
+    """A hash of how they were measured: rows are compared where it is the same."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ def judge(claim: Claim, column: Column, rows: Mapping[str, Measured | None]) -> 
     apart = [pair for pair in pairs if not _seeds(rows[pair[0]], rows[pair[1]])]
     if apart:
         return Verdict(claim.text, column.label, "no verdict", f"{' and '.join(apart[0])} have no seed in common")
+    mixed = [pair for pair in pairs if not _comparable(rows[pair[0]], rows[pair[1]])]
+    if mixed:
+        why = f"{' and '.join(mixed[0])} were measured by different protocols"
+        return Verdict(claim.text, column.label, "not comparable", why)
     differences = {pair: _difference(rows[pair[0]], rows[pair[1]], column) for pair in pairs}
     if isinstance(claim, Better):
         (difference,) = differences.values()
@@ -85,6 +91,12 @@ def _seeds(first: Measured | None, second: Measured | None) -> list[int]:
     assert first is not None
     assert second is not None
     return sorted(first.by_seed.keys() & second.by_seed.keys())
+
+
+def _comparable(first: Measured | None, second: Measured | None) -> bool:
+    assert first is not None
+    assert second is not None
+    return first.protocol == second.protocol
 
 
 def _difference(better: Measured | None, worse: Measured | None, column: Column) -> Difference:

@@ -22,6 +22,7 @@ from orchestrator.display import Display, duration
 from orchestrator.errors import PreflightError
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.materialize import pending
+from orchestrator.protocols import MixedProtocols
 from orchestrator.run import Presentation, StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from orchestrator.tracker import Tracker
@@ -92,11 +93,11 @@ def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
     )  # fmt: skip
 
 
-def presentation(base: RunConfig) -> Presentation:
+def presentation(base: RunConfig, mixed_protocols: MixedProtocols = "refuse") -> Presentation:
     """What of a study at that scale people look at."""
     return Presentation(
         attachments=(("sample", "grid.png"),), scatter=("nll_bpd", frechet_name(base.features)),
-        curve=("train", "simple", "L_simple, training"),
+        curve=("train", "simple", "L_simple, training"), mixed_protocols=mixed_protocols,
     )  # fmt: skip
 
 
@@ -152,6 +153,7 @@ def main(
     data: str | None = None,
     cells_at_once: int | None = None,
     tracking_uri: str | None = None,
+    mixed_protocols: MixedProtocols = "refuse",
     list: bool = False,
     dry_run: bool = False,
     verbose: bool = False,
@@ -169,6 +171,7 @@ def main(
         set: Dotted settings changed in every row, such as train.images=50000.
         cells_at_once: How many cells run side by side; by default as many as the cluster has room for now.
         tracking_uri: MLflow server or database; by default mlflow.db in the store.
+        mixed_protocols: mark: rows that were measured otherwise than the first one stand in the table, marked.
         list: Print the studies and end.
         dry_run: Print what would run and what is done already, and end.
         verbose: Show what Ray says, too.
@@ -187,7 +190,10 @@ def main(
     if dry_run:
         print(dry_run_text(experiment, store))
         return 0
-    return run_study(experiment, store, places, cells_at_once=cells_at_once, tracking_uri=tracking_uri, verbose=verbose)
+    shown = presentation(experiment.base, mixed_protocols)
+    return run_study(
+        experiment, store, places, shown, cells_at_once=cells_at_once, tracking_uri=tracking_uri, verbose=verbose
+    )
 
 
 def build(
@@ -229,7 +235,7 @@ def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str
 
 
 def run_study(
-    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, *,
+    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, shown: Presentation, *,
     cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Run the study on Ray, print its table, and return the exit code."""
@@ -245,7 +251,7 @@ def run_study(
     outcome = run_experiment(
         experiment, plan, partial(check, data_mib=places.data_mib),
         store=store, tracker=tracker, launcher=launcher, resources=resources,
-        presentation=presentation(experiment.base), display=Display(), grace_seconds=places.grace_seconds,
+        presentation=shown, display=Display(), grace_seconds=places.grace_seconds,
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
     if outcome.table.any_failed:

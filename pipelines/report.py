@@ -13,6 +13,7 @@ import tyro
 
 from orchestrator.errors import PreflightError
 from orchestrator.experiment import Experiment
+from orchestrator.protocols import MixedProtocols
 from orchestrator.run import sync_experiment, table_so_far
 from orchestrator.store import ArtifactStore
 from pipelines.ablation import build, found, presentation, tracker_of
@@ -35,6 +36,8 @@ class Table:
     set: Overrides = ()
     data: str | None = None
     """The prepared data set, by name, that took the place of the preset's."""
+    mixed_protocols: MixedProtocols = "refuse"
+    """mark: rows that were measured otherwise than the first one stand in the table, marked."""
     store: str = HERE.store
     """Folder of all artifacts."""
 
@@ -47,7 +50,8 @@ class Table:
     def __call__(self) -> int:
         """Print it."""
         experiment, artifacts = self.experiment()
-        print(table_so_far(experiment, plan, artifacts).to_text())
+        shown = presentation(experiment.base, self.mixed_protocols)
+        print(table_so_far(experiment, plan, artifacts, shown).to_text())
         return 0
 
 
@@ -62,7 +66,7 @@ class Sync(Table):
         """Send, and print."""
         experiment, artifacts = self.experiment()
         tracker = tracker_of(artifacts, self.tracking_uri)
-        shown = presentation(experiment.base)
+        shown = presentation(experiment.base, self.mixed_protocols)
         outcome = sync_experiment(experiment, plan, store=artifacts, tracker=tracker, presentation=shown)
         print(found(outcome, how_to_look=tracker.how_to_look()))
         return PreflightError.exit_code if outcome.unwritten or outcome.tracker_behind is not None else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.plots import curves, scatter
-from orchestrator.protocols import protocol_fingerprint
+from orchestrator.protocols import MEASURED_WITH, MixedProtocols, protocol_fingerprint
 from orchestrator.run import Presentation, write_views
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
@@ -34,6 +35,7 @@ def table(
     failed: tuple[str, ...] = (),
     protocol: Mapping[str, str] | None = None,
     notes: Mapping[str, tuple[str, ...]] | None = None,
+    mixed_protocols: MixedProtocols = "refuse",
 ) -> ComparisonTable:
     seeds = tuple(range(max(len(values) for values in losses.values())))
     rows: Mapping[str, Any] = {variant: {"depth": number + 1} for number, variant in enumerate(losses)}
@@ -52,7 +54,7 @@ def table(
             measured = {"loss": {"images": (protocol or {}).get(variant, "360")}}
             said = (notes or {}).get(variant, ())
             results.append(TrialResult(variant, seed, metrics, measured, said))
-    return ComparisonTable(experiment, results)
+    return ComparisonTable(experiment, results, mixed_protocols=mixed_protocols)
 
 
 def outcome(losses: Mapping[str, list[float]], claim: Claim = DEEP_WINS, se: float = 0.1) -> tuple[Outcome, str]:
@@ -146,6 +148,52 @@ def test_rows_measured_differently_cannot_stand_in_one_column() -> None:
         ValueError, match="'shallow' and 'deep' cannot stand in one column: images is '360' in one and '16'"
     ):
         table({"shallow": [2.0], "deep": [1.0]}, protocol={"deep": "16"})
+
+
+MIXED = {"a": [3.0], "b": [2.0], "shallow": [2.5], "deep": [1.0]}
+IN_16_BITS = {"b": "16", "deep": "16"}
+
+
+def test_rows_measured_differently_are_marked_where_that_is_asked_for() -> None:
+    marked = table(MIXED, protocol=IN_16_BITS, mixed_protocols="mark")
+    for text in (marked.to_text(), marked.to_markdown()):
+        assert "1.00 ± 0.10 [a]" in text
+        assert "2.00 ± 0.10 [a]" in text
+        assert "2.50 ± 0.10 [" not in text
+    own, first = (protocol_fingerprint({"images": images}) for images in ("16", "360"))
+    assert f"[a] loss [{own}] of b, deep, measured otherwise than of a: images: 16 vs 360" in marked.footnotes()
+    assert marked.records()[3]["loss"] == "1.00 ± 0.10 [a]"
+    rows = csv.DictReader(io.StringIO(marked.to_csv()))
+    assert [row["loss_protocol"] for row in rows] == [first, own, first, own]
+    # Each protocol has a letter of its own.
+    several = table(MIXED, protocol={"b": "16", "deep": "8"}, mixed_protocols="mark").to_text()
+    assert "2.00 ± 0.10 [a]" in several
+    assert "1.00 ± 0.10 [b]" in several
+
+
+def test_a_claim_about_rows_measured_differently_is_not_comparable() -> None:
+    best = Extreme(text="best", metric="loss", variant="deep", which="best")
+    alike = Better(text="b is better", metric="loss", better="deep", worse="b")
+    marked = table(MIXED, claims=(DEEP_WINS, best, alike), protocol=IN_16_BITS, mixed_protocols="mark")
+    assert [verdict.outcome for verdict in marked.verdicts] == ["not comparable", "not comparable", "shown"]
+    assert marked.verdicts[0].why == "deep and shallow were measured by different protocols"
+
+
+def test_seeds_of_a_row_that_were_measured_differently_have_no_mean_even_marked() -> None:
+    whole = table({"shallow": [2.0, 2.1], "deep": [1.0, 1.1]})
+    odd = replace(whole.results[3], protocol={"loss": {"images": "16"}})
+    with pytest.raises(ValueError, match=r"'deep' has no mean over seeds: images is '360' in one and '16' in another"):
+        ComparisonTable(whole.experiment, [*whole.results[:3], odd], mixed_protocols="mark")
+
+
+def test_rows_measured_with_other_libraries_stand_together_and_are_named() -> None:
+    whole = table({"shallow": [2.0], "deep": [1.0]})
+    protocols = [{"loss": {"images": "360", MEASURED_WITH: {"nll": f"torch {number}"}}} for number in (1, 2)]
+    results = [replace(result, protocol=said) for result, said in zip(whole.results, protocols, strict=True)]
+    upgraded = ComparisonTable(whole.experiment, results)
+    assert upgraded.verdicts[0].outcome == "shown"
+    said = "nll: not measured with the same libraries in all rows: torch 1 (shallow); torch 2 (deep)"
+    assert said in upgraded.footnotes()
 
 
 def test_notes_name_their_rows_and_protocols_are_spelled_once() -> None:
