@@ -20,6 +20,7 @@ MARKERS = "osD^vP*X"  # and shapes, for points that lie on each other
 DASHES = ("-", "--", "-.", ":")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 DPI = 130
+WIDTH = 11.0  # inches
 SMOOTHED_OVER = 0.05  # of the curve's length
 
 
@@ -59,6 +60,22 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylab
     axes.set_title(title)
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, ncols=2)
+    _save(figure, path)
+
+
+def strips(pictures: Mapping[str, Path], path: Path, *, title: str) -> None:
+    """One picture a row, under each other, with the row's name: the same seeds side by side are compared by eye."""
+    shown = {label: plt.imread(file) for label, file in pictures.items()}
+    across = max(picture.shape[1] / picture.shape[0] for picture in shown.values())
+    figure, axes = plt.subplots(
+        len(shown), 1, figsize=(WIDTH, WIDTH / across * len(shown) + 0.6), squeeze=False, layout="constrained"
+    )
+    for axis, (label, picture) in zip(axes[:, 0], shown.items(), strict=True):
+        axis.imshow(picture, cmap="gray", interpolation="nearest")
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=10)
     _save(figure, path)
 
 
@@ -103,7 +120,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _save(figure: Any, path: Path, *, bottom: float | None = None) -> None:
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     if bottom is not None:
         figure.subplots_adjust(bottom=bottom)
     partial = path.with_name(f".{path.name}")

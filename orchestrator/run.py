@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.backend import Backend, LocalBackend
 from orchestrator.display import Display
-from orchestrator.errors import DamagedArtifact, PreflightError, StepFailed
+from orchestrator.errors import PreflightError, StepFailed
 from orchestrator.experiment import Experiment, Trial
 from orchestrator.feed import TrackerFeed
-from orchestrator.files import write_whole
-from orchestrator.journal import read_points
 from orchestrator.lease import is_at_work
 from orchestrator.materialize import lease_of, materialize, pending
-from orchestrator.plots import curves, scatter
 from orchestrator.progress import Watcher, failure
-from orchestrator.protocols import MixedProtocols
 from orchestrator.signals import Background
-from orchestrator.step import JOURNAL_FILE, Resources, Step, walk
+from orchestrator.step import Resources, Step, walk
 from orchestrator.stopping import stop_all
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.tracker import Tracker
+from orchestrator.views import Presentation, write_views
 
 UNSAID = "it did not finish, and did not say why"
 NOT_YET = "it has no result yet"
@@ -52,20 +49,6 @@ class Launcher(Protocol):
 
     def stop(self) -> None:
         """Make a launch that runs in another thread end soon."""
-
-
-@dataclass(frozen=True)
-class Presentation:
-    """Which of a trial's files and curves people look at."""
-
-    attachments: Sequence[tuple[str, str]] = ()
-    """(role of a step, file it leaves): shown in the tracker beside the trial's metrics."""
-    scatter: tuple[str, str] | None = None
-    """Two metrics plotted against each other, one point a row."""
-    curve: tuple[str, str, str] | None = None
-    """(role of a step, key in its journal, axis label): one curve a row."""
-    mixed_protocols: MixedProtocols = "refuse"
-    """Whether cells that were measured otherwise than their column's first one may stand there, marked."""
 
 
 @dataclass(frozen=True)
@@ -211,54 +194,6 @@ def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Reso
         materialize(sources, store, backend=LocalBackend(), resources=resources)
     except StepFailed as error:
         raise PreflightError(f"the data cannot be used: {error.reason} ({error.step_key})") from error
-
-
-def write_views(
-    table: ComparisonTable, directory: Path, presentation: Presentation,
-    plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
-) -> tuple[dict[str, Path], dict[str, str]]:  # fmt: skip
-    """The table as markdown, CSV and pictures: file name -> path, and file name -> why it could not be written.
-
-    A full disk or a damaged journal takes away a picture, not the table that hours of training led to.
-    """
-    views: dict[str, Callable[[Path], object]] = {
-        "comparison.md": lambda path: write_whole(path, table.to_markdown()),
-        "comparison.csv": lambda path: write_whole(path, table.to_csv()),
-    }
-    if presentation.scatter is not None:
-        x, y = presentation.scatter
-        views[f"{x}-{y}.png"] = lambda path: scatter(table, x, y, path)
-    if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
-        title = table.experiment.title
-        views["curves.png"] = lambda path: curves(
-            {variant: _values(of_row, curve[1]) for variant, of_row in journals.items()},
-            path, ylabel=curve[2], title=title,
-        )  # fmt: skip
-    files, unwritten = {}, {}
-    for name, write in views.items():
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            write(directory / name)
-            files[name] = directory / name
-        except (OSError, DamagedArtifact) as error:
-            unwritten[name] = str(error)
-    return files, unwritten
-
-
-def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, list[Path]]:
-    """The journals of a role's step and of those it goes on from, per row; of the first seed that has one."""
-    found: dict[str, list[Path]] = {}
-    for trial, steps in plans.items():
-        one = [step for step in walk([steps[role]]) if step.name == steps[role].name]
-        journals = [journal for step in one if (journal := store.path(step) / JOURNAL_FILE).is_file()]
-        if journals:
-            found.setdefault(trial.variant, journals)
-    return found
-
-
-def _values(journals: Iterable[Path], key: str) -> list[tuple[int, float]]:
-    points = [point for journal in journals for point in read_points(journal)[0]]
-    return [(point.step, point.value) for point in points if point.key == key]
 
 
 def _launch(

@@ -23,11 +23,13 @@ from orchestrator.errors import PreflightError
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.materialize import pending
 from orchestrator.protocols import MixedProtocols
-from orchestrator.run import Presentation, StudyOutcome, run_experiment
+from orchestrator.run import StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from orchestrator.tracker import Tracker
+from orchestrator.views import Presentation
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
+from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
 from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
@@ -96,7 +98,8 @@ def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
 def presentation(base: RunConfig, mixed_protocols: MixedProtocols = "refuse") -> Presentation:
     """What of a study at that scale people look at."""
     return Presentation(
-        attachments=(("sample", "grid.png"),), scatter=("nll_bpd", frechet_name(base.features)),
+        attachments=(("sample", GRID_FILE),), strip=("sample", STRIP_FILE),
+        scatter=("nll_bpd", frechet_name(base.features)),
         curve=("train", "simple", "L_simple, training"), mixed_protocols=mixed_protocols,
     )  # fmt: skip
 

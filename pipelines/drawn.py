@@ -18,7 +18,8 @@ from pipelines.shards import UNLABELLED, decoded_images, encoded_images
 BLOCK = 128  # images, or --batch if that is more: the unit of progress, and what a lost worker loses
 GRID_SIDE = 8
 SAMPLES_FILE = "samples.npz"
-GRID_FILE = "grid.png"
+GRID_FILE, STRIP_FILE = "grid.png", "first.png"
+STRIP = 24  # images that stand for a row of a table
 PROTOCOL_FILE = "protocol.json"
 BLOCKS = "blocks"
 LINE = 96  # its grey level
@@ -34,7 +35,7 @@ def draw_all(
     """Have blocks of images drawn, and leave them.
 
     blocks/*.parquet (pixels, label), samples.npz (arr_0, uint8 NHWC, and of classes arr_1: the published evaluator's
-    layout), grid.png and protocol.json.
+    layout), grid.png, first.png and protocol.json.
     """
     kept = Kept(ctx.output / BLOCKS, version, ".parquet", encoded_images, decoded_images)
     blocks = map_blocks(ctx, work, count, block_size=max(BLOCK, ctx.resources.batch or 0), kept=kept)
@@ -43,6 +44,7 @@ def draw_all(
     np.savez_compressed(ctx.output / SAMPLES_FILE, **arrays)  # type: ignore[arg-type]  # its stub's allow_pickle
     (ctx.output / PROTOCOL_FILE).write_text(json.dumps(dict(protocol)))
     image_grid(images[: GRID_SIDE**2]).save(ctx.output / GRID_FILE)
+    image_grid(images[:STRIP], columns=min(STRIP, len(images))).save(ctx.output / STRIP_FILE)
     ctx.write_metrics({"samples": float(len(images))})
 
 

@@ -24,7 +24,7 @@ from pipelines.devices import worker_device
 from pipelines.drawn import Drawn, batches, draw_all, labels_of
 from pipelines.trained import Origin, TrainedModel, load_classifier, load_trained
 
-VERSION = 5
+VERSION = 6
 Labels = Literal["balanced", "drawn"]
 
 

@@ -26,7 +26,7 @@ from pipelines.train import to_tensor, to_unit_range
 from pipelines.train_superres import TrainSuperResConfig, train_superres_step
 from pipelines.trained import Origin, TrainedModel, load_upsampler
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

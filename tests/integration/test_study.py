@@ -77,7 +77,7 @@ def test_the_table_is_also_left_as_markdown_csv_and_pictures(study: Study) -> No
     assert all(row in markdown for row in ROWS)
     with (directory / "comparison.csv").open() as stream:
         assert {line["variant"] for line in csv.DictReader(stream)} >= set(ROWS)
-    for picture in ("nll_bpd-fd.png", "curves.png"):
+    for picture in ("nll_bpd-fd.png", "curves.png", "samples.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -140,7 +140,14 @@ def test_mlflow_children_show_a_sample_grid_and_the_final_metrics(
 @pytest.mark.mlflow
 def test_the_mlflow_parent_holds_the_table(client: MlflowClient, parent: Run, tmp_path: Path) -> None:
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"comparison.md", "comparison.csv", "comparison.json", "nll_bpd-fd.png", "curves.png"} <= files
+    assert {
+        "comparison.md",
+        "comparison.csv",
+        "comparison.json",
+        "nll_bpd-fd.png",
+        "curves.png",
+        "samples.png",
+    } <= files
     downloaded = Path(client.download_artifacts(parent.info.run_id, "comparison.md", str(tmp_path)))
     assert all(row in downloaded.read_text() for row in ROWS)
 

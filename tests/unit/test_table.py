@@ -14,10 +14,10 @@ import pytest
 from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.plots import curves, scatter
 from orchestrator.protocols import MEASURED_WITH, MixedProtocols, protocol_fingerprint
-from orchestrator.run import Presentation, write_views
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.verdicts import Outcome
+from orchestrator.views import Presentation, write_views
 from tests.unit.test_experiment import Config
 
 DEEP_WINS = Better(text="deep wins", metric="loss", better="deep", worse="shallow")

@@ -1,0 +1,94 @@
+"""What of a study do people look at? Its table as files, and pictures: made anew from the store when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import DamagedArtifact
+from orchestrator.experiment import Trial
+from orchestrator.files import write_whole
+from orchestrator.journal import read_points
+from orchestrator.plots import curves, scatter, strips
+from orchestrator.protocols import MixedProtocols
+from orchestrator.step import JOURNAL_FILE, Step, walk
+from orchestrator.store import ArtifactStore
+from orchestrator.table import ComparisonTable
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """Which of a trial's files and curves people look at."""
+
+    attachments: Sequence[tuple[str, str]] = ()
+    """(role of a step, file it leaves): shown in the tracker beside the trial's metrics."""
+    scatter: tuple[str, str] | None = None
+    """Two metrics plotted against each other, one point a row."""
+    curve: tuple[str, str, str] | None = None
+    """(role of a step, key in its journal, axis label): one curve a row."""
+    strip: tuple[str, str] | None = None
+    """(role of a step, picture it leaves): one picture a row, under each other."""
+    mixed_protocols: MixedProtocols = "refuse"
+    """Whether cells that were measured otherwise than their column's first one may stand there, marked."""
+
+
+def write_views(
+    table: ComparisonTable, directory: Path, presentation: Presentation,
+    plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
+) -> tuple[dict[str, Path], dict[str, str]]:  # fmt: skip
+    """The table as markdown, CSV and pictures: file name -> path, and file name -> why it could not be written.
+
+    A full disk or a damaged journal takes away a picture, not the table that hours of training led to.
+    """
+    title = table.experiment.title
+    views: dict[str, Callable[[Path], object]] = {
+        "comparison.md": lambda path: write_whole(path, table.to_markdown()),
+        "comparison.csv": lambda path: write_whole(path, table.to_csv()),
+    }
+    if presentation.scatter is not None:
+        x, y = presentation.scatter
+        views[f"{x}-{y}.png"] = lambda path: scatter(table, x, y, path)
+    if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
+        views["curves.png"] = lambda path: curves(
+            {variant: _values(of_row, curve[1]) for variant, of_row in journals.items()},
+            path, ylabel=curve[2], title=title,
+        )  # fmt: skip
+    if presentation.strip is not None and (pictures := _files(plans, store, *presentation.strip)):
+        views["samples.png"] = lambda path: strips(pictures, path, title=f"{title}: samples of the same seeds")
+    files, unwritten = {}, {}
+    for name, write in views.items():
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write(directory / name)
+            files[name] = directory / name
+        except (OSError, DamagedArtifact) as error:
+            unwritten[name] = str(error)
+    return files, unwritten
+
+
+def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, list[Path]]:
+    """The journals of a role's step and of those it goes on from, per row; of the first seed that has one."""
+    found: dict[str, list[Path]] = {}
+    for trial, steps in plans.items():
+        one = [step for step in walk([steps[role]]) if step.name == steps[role].name]
+        journals = [journal for step in one if (journal := store.path(step) / JOURNAL_FILE).is_file()]
+        if journals:
+            found.setdefault(trial.variant, journals)
+    return found
+
+
+def _files(
+    plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str, file: str
+) -> dict[str, Path]:  # fmt: skip
+    """What a role's step leaves, per row; of the first seed that is done."""
+    found: dict[str, Path] = {}
+    for trial, steps in plans.items():
+        if store.record(steps[role]) is not None:
+            found.setdefault(trial.variant, store.path(steps[role]) / file)
+    return found
+
+
+def _values(journals: Iterable[Path], key: str) -> list[tuple[int, float]]:
+    points = [point for journal in journals for point in read_points(journal)[0]]
+    return [(point.step, point.value) for point in points if point.key == key]
