@@ -1,32 +1,55 @@
 """How long do the metrics take, beside clean-fid's and torch-fidelity's? Ratios in one run, taking turns.
 
-Features of 2,048 dimensions, as Inception's: positive, correlated, with eigenvalues over six decades. torch-fidelity
-comes with the tests' packages.
+Features of 2,048 dimensions, as Inception's: positive, correlated, with eigenvalues over six decades. The network that
+sees images has Inception's layers and chance weights (tests/inception.py). torch-fidelity comes with the tests.
 
     PYTHONPATH=. python benchmarks/evaluation.py > docs/results/evaluation.md
+    PYTHONPATH=. python benchmarks/evaluation.py --only extraction
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from diffusion.metrics.frechet import frechet_distance, frechet_distance_of_features
-from diffusion.metrics.inception import IMAGES_AT_ONCE, declare_missing_torchvision_operators
+from diffusion.metrics.inception import (
+    FILES,
+    IMAGES_AT_ONCE,
+    TORCHSCRIPT,
+    InceptionFeatures,
+    Mode,
+    declare_missing_torchvision_operators,
+)
 from diffusion.metrics.precision_recall import precision_recall
 from diffusion.metrics.resize import resize_clean
 from diffusion.metrics.stats import GaussianStats
+from tests.inception import inception_file
 
-ROUNDS, DIMENSIONS = 3, 2048
+ROUNDS, DIMENSIONS, IMAGES = 3, 2048, 64
 Ways = dict[str, Callable[[], Any]]
+
+
+class Row(NamedTuple):
+    """What one way took."""
+
+    way: str
+    seconds: float
+    ratio: float
+    """How many times as long as ours."""
+    value: Any
 
 
 def features(seed: int, count: int) -> NDArray[np.float32]:
@@ -102,6 +125,7 @@ def resizing(count: int) -> Ways:
     }
 
 
+EXTRACTIONS: list[tuple[Mode, int]] = [("legacy_tensorflow", 32), ("clean", 32), ("clean", 256)]
 CASES: dict[str, Callable[[], Ways]] = {
     "Frechet distance from moments": lambda: frechet(5000),
     "Frechet distance of 1,000 features": lambda: frechet_of_few(1000),
@@ -111,32 +135,91 @@ CASES: dict[str, Callable[[], Ways]] = {
 }
 
 
+def extraction(mode: Mode, folder: Path, *, size: int) -> Ways:
+    """Features of images of that size: ours from an array, clean-fid's by its loop over files that hold it."""
+    from cleanfid.fid import get_files_features
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
+    files = [folder / f"{size}-{number}.npy" for number in range(IMAGES)]
+    for file, image in zip(files, images, strict=True):
+        np.save(file, image)
+    content = (folder / FILES[mode].name).read_bytes()
+    ours = InceptionFeatures(content, mode=mode, weights_sha256=hashlib.sha256(content).hexdigest())
+    theirs = InceptionV3W(str(folder), download=False, resize_inside=mode == "legacy_tensorflow").eval()
+    by_clean_fid = partial(
+        get_files_features, files, model=theirs, num_workers=0, batch_size=IMAGES_AT_ONCE, device=torch.device("cpu"),
+        mode=mode, verbose=False,
+    )  # fmt: skip
+    return {"ours": lambda: float(ours(images).pool.mean()), "clean-fid": lambda: float(by_clean_fid().mean())}
+
+
+def timed(name: str, ways: Ways, rounds: int) -> list[Row]:
+    """All ways, taking turns."""
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    values: dict[str, Any] = {}
+    for turn in range(rounds):
+        for way, call in ways.items():
+            began = time.perf_counter()
+            values[way] = call()
+            taken[way].append(time.perf_counter() - began)
+        print(f"{name}: round {turn}", file=sys.stderr)
+    pairs = {way: zip(taken[way], taken["ours"], strict=True) for way in ways}
+    ratios = {way: statistics.median(theirs / ours for theirs, ours in pairs[way]) for way in ways}
+    return [Row(way, statistics.median(taken[way]), ratios[way], values[way]) for way in ways]
+
+
+def show_metrics(rounds: int) -> None:
+    """Seconds of each."""
+    print("| | by | seconds | as many times as long as ours | value |\n|---|---|---:|---:|---|")
+    for name, prepare in CASES.items():
+        for row in timed(name, prepare(), rounds):
+            print(f"| {name} | {row.way} | {row.seconds:.2f} | {row.ratio:.1f} | {row.value} |", flush=True)
+
+
+def show_extraction(rounds: int) -> None:
+    """Images a second, by the same network."""
+    print(f"\n## Features of {IMAGES} images\n\n{processor()}. The same network of chance weights for both, with")
+    print(
+        "Inception's layers and a quarter of its multiplications (1.4 billion an image).", IMAGES_AT_ONCE, "at a time;"
+    )
+    print("clean-fid's loop reads .npy files in its own process. Ours also has spatial features and probabilities.\n")
+    print("| | by | img/s | as many times as long as ours | mean |\n|---|---|---:|---:|---|")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / TORCHSCRIPT.name).write_bytes(inception_file(width=32))
+        for mode, size in EXTRACTIONS:
+            name = f"{mode}, {size} to 299"
+            for row in timed(name, extraction(mode, folder, size=size), rounds):
+                print(
+                    f"| {name} | {row.way} | {IMAGES / row.seconds:.1f} | {row.ratio:.2f} | {row.value:.6g} |",
+                    flush=True,
+                )
+
+
+def processor() -> str:
+    """The CPU's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unnamed CPU")
+
+
 def main() -> None:
-    """Print the table as markdown."""
+    """Print the tables as markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", choices=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     declare_missing_torchvision_operators()
     print("# What the metrics take\n\n1 thread, numpy", np.__version__, "torch", torch.__version__)
     print(f"{DIMENSIONS} dimensions. Medians of {options.rounds} rounds, taking turns.\n")
     print("`OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONPATH=. python benchmarks/evaluation.py`\n")
-    print("| | by | seconds | as many times as long as ours | value |")
-    print("|---|---|---:|---:|---|")
-    for name, prepare in CASES.items():
-        ways = prepare()
-        taken: dict[str, list[float]] = {way: [] for way in ways}
-        values: dict[str, Any] = {}
-        for turn in range(options.rounds):
-            for way, call in ways.items():
-                began = time.perf_counter()
-                values[way] = call()
-                taken[way].append(time.perf_counter() - began)
-            print(f"{name}: round {turn}", file=sys.stderr)
-        for way in ways:
-            ratio = statistics.median(theirs / ours for theirs, ours in zip(taken[way], taken["ours"], strict=True))
-            print(f"| {name} | {way} | {statistics.median(taken[way]):.2f} | {ratio:.1f} | {values[way]} |", flush=True)
+    for part, show in PARTS.items():
+        if options.only in (None, part):
+            show(options.rounds)
 
+
+PARTS: dict[str, Callable[[int], None]] = {"metrics": show_metrics, "extraction": show_extraction}
 
 if __name__ == "__main__":
     main()

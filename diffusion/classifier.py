@@ -84,6 +84,29 @@ class NoisyClassifier(Network):
 
     def forward(self, x: Float[Tensor, "b c h w"], model_t: Float[Tensor, "b"]) -> Logits:
         """model_t is what schedule.model_t gives. Raises ValueError for shapes that are not this network's."""
+        h = self._encoded(x, model_t)
+        with float32_island(h):
+            return self.out(h)
+
+    @property
+    def pooled_channels(self) -> int:
+        """Numbers that the last linear layer is given. Raises ValueError where that is attention's."""
+        if self.config.pool == "attention":
+            raise ValueError("classifier.pool='attention' has no features before its last layer: choose another pool")
+        return self.config.encoder.widths[-1] if self.config.pool == "adaptive" else HIDDEN
+
+    def pooled_and_logits(
+        self, x: Float[Tensor, "b c h w"], model_t: Float[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b d"], Logits]:
+        """What the last linear layer is given, pooled_channels numbers an image, and what it makes of that."""
+        last = 3 if self.config.pool == "adaptive" else len(self.out) - 1
+        h = self._encoded(x, model_t)
+        with float32_island(h):
+            pooled = self.out[:last](h)
+            return pooled.flatten(start_dim=1), self.out[last:](pooled)
+
+    def _encoded(self, x: Float[Tensor, "b c h w"], model_t: Float[Tensor, "b"]) -> Tensor:
+        """What the head is given."""
         check_inputs(self.config.encoder, x, model_t, channels=self.config.encoder.channels)
         with float32_island(model_t):
             emb = self.time_embed(model_t)
@@ -96,7 +119,7 @@ class NoisyClassifier(Network):
             if self.config.pool in ("spatial", "spatial_v2"):
                 means.append(h.to(emb.dtype).mean(dim=(2, 3)))
         with float32_island(h):
-            return self.out(torch.cat(means, dim=1) if means else h.to(emb.dtype))
+            return torch.cat(means, dim=1) if means else h.to(emb.dtype)
 
 
 class AttentionPool(nn.Module):

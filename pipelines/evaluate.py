@@ -70,7 +70,8 @@ def compare(config: MetricsConfig, ctx: StepContext) -> None:
     """All metrics between two artifacts of features, with the protocol they rest on.
 
     NAME, NAME_se, NAME_low, NAME_high: fd and fd_infinity (Frechet distances), kid, precision, recall. Of Inception's
-    features fid and fid_infinity take the place of fd's, and sfid, sfid_infinity and is join them.
+    features fid and fid_infinity take the place of fd's, and sfid, sfid_infinity and is join them; of a classifier's of
+    the data set classifier_score does, which is computed as is, over other classes.
     """
     samples, reference = Extracted.load(ctx.inputs["features"]), Extracted.load(ctx.inputs["reference"])
     if samples.network != reference.network:
@@ -124,7 +125,8 @@ def measure(config: MetricsConfig, samples: Features, reference: Reference, *, n
     if samples.spatial is not None and reference.spatial is not None:
         found |= _frechet(f"s{name}", samples.spatial, reference.spatial)
     if samples.probabilities is not None:
-        found["is"] = inception_score_interval(samples.probabilities, replicates=config.replicates, seed=config.seed)
+        score = inception_score_interval(samples.probabilities, replicates=config.replicates, seed=config.seed)
+        found["is" if name == "fid" else "classifier_score"] = score
     if reference.features is not None:
         value, error = kid(
             samples.pool, reference.features, seed=config.seed,
@@ -157,7 +159,7 @@ def own_protocol(config: MetricsConfig, name: str) -> dict[str, str | int]:
         return {"subsets": f"{config.kid_subsets} of {config.kid_subset_size}", "subset_seed": config.seed}
     if name in ("precision", "recall"):
         return {"k": config.neighbours, "distances": config.distances}
-    if name == "is":
+    if name in ("is", "classifier_score"):
         return {"split_size": SPLIT_SIZE}
     return {}
 

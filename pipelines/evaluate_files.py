@@ -33,12 +33,19 @@ from pipelines.evaluate import (
     measure,
     own_protocol,
 )
-from pipelines.features import EfficientNetConfig, FeaturesConfig, InceptionConfig, extractor, libraries_of, protocol_of
+from pipelines.features import (
+    EfficientNetConfig,
+    InceptionConfig,
+    PublishedConfig,
+    extractor,
+    libraries_of,
+    protocol_of,
+)
 from pipelines.images_file import ImagesFile, progressing
 from pipelines.moments import PAIRS
 from pipelines.weights import read_weights
 
-NETWORKS: dict[str, FeaturesConfig] = {"inception": InceptionConfig(), "efficientnet-lite0": EfficientNetConfig()}
+NETWORKS: dict[str, PublishedConfig] = {"inception": InceptionConfig(), "efficientnet-lite0": EfficientNetConfig()}
 NAMES = {
     "is": "Inception Score", "fid": "FID", "sfid": "sFID", "precision": "Precision", "recall": "Recall",
     "fid_infinity": "FID-infinity", "sfid_infinity": "sFID-infinity", "kid": "KID", "fd": "Frechet distance",
@@ -51,7 +58,7 @@ NAMES = {
 class FilesConfig:
     """How two files are compared: as ADM's evaluator does it, float16's distances included."""
 
-    features: FeaturesConfig
+    features: PublishedConfig
     metrics: MetricsConfig = field(default_factory=lambda: MetricsConfig(distances="published"))
 
 
@@ -115,7 +122,7 @@ def compare(
     return 0
 
 
-def loaded(features: FeaturesConfig, device: str | None) -> tuple[Extractor, str]:
+def loaded(features: PublishedConfig, device: str | None) -> tuple[Extractor, str]:
     """The network, ready, and the device it is on: by default a GPU where there is one."""
     weights = read_weights(features.weights()) if isinstance(features, InceptionConfig) else None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -193,7 +200,7 @@ def _notes(name: str, drawn: Features, theirs: ImagesFile) -> list[str]:
     return notes if kind != name or (notes and "singular" in notes[0]) else []
 
 
-def _of(name: str, theirs: ImagesFile, ours: ImagesFile, device: str, features: FeaturesConfig) -> dict[str, Any]:
+def _of(name: str, theirs: ImagesFile, ours: ImagesFile, device: str, features: PublishedConfig) -> dict[str, Any]:
     """What a number is compared with, by images or by moments, and with what it is measured.
 
     The samples are what is measured: of them, how many there are is all that two numbers must share.

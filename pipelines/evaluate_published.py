@@ -26,7 +26,7 @@ from pipelines.cli import HERE, Overrides, Places, choose
 from pipelines.drawn import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.evaluate import MetricsConfig
 from pipelines.evaluate_files import NETWORKS, FilesConfig, ImagesFile, check_files, compare
-from pipelines.features import FeaturesConfig
+from pipelines.features import PublishedConfig
 from pipelines.published import published_step
 from pipelines.sample import SampleConfig, sample_step
 from pipelines.single import check_ray, run_steps
@@ -40,7 +40,7 @@ C = TypeVar("C", UNetConfig, ClassifierConfig, SuperResConfig)
 class PublishedEvaluation:
     """How published weights are sampled from and scored: 50,000 images in 250 steps, as ADM's numbers are."""
 
-    features: FeaturesConfig
+    features: PublishedConfig
     sample: SampleConfig = field(
         default_factory=lambda: SampleConfig(count=50_000, sampler=SamplerConfig(respacing=RESPACING), labels="drawn")
     )

@@ -24,6 +24,7 @@ from pipelines.devices import worker_device
 from pipelines.drawn import PROTOCOL_FILE, SAMPLES_FILE
 from pipelines.libraries import made_with, versions
 from pipelines.moments import MOST_IMAGES, STATISTICS_FILE, Moments, evenly
+from pipelines.own_classifier import OwnClassifierConfig, own_classifier_step, read_own_classifier
 from pipelines.shards import MANIFEST_FILE, Split, read_split, sha256_of
 from pipelines.weights import WEIGHTS_FILE, WeightsConfig, weights_step
 
@@ -61,22 +62,25 @@ class InceptionConfig:
         return WeightsConfig(name=known.name, sha256=self.weights_sha256 or known.sha256)
 
 
-FeaturesConfig = EfficientNetConfig | InceptionConfig
+PublishedConfig = EfficientNetConfig | InceptionConfig
+FeaturesConfig = PublishedConfig | OwnClassifierConfig
 
 
 def reference_step(config: FeaturesConfig, *, dataset: Step) -> Step:
     """Features of the held-out images: one artifact for all rows that share a data set."""
-    inputs = {"dataset": dataset, **_weights(config)}
+    inputs = {"dataset": dataset, **_weights(config, dataset)}
     return Step(name="reference", version=VERSION, config=config, inputs=inputs, run=extract_reference)
 
 
-def features_step(config: FeaturesConfig, *, samples: Step) -> Step:
-    """Features of the samples."""
-    inputs = {"samples": samples, **_weights(config)}
+def features_step(config: FeaturesConfig, *, samples: Step, dataset: Step) -> Step:
+    """Features of the samples, by a network that knows the data set where it is one of its own."""
+    inputs = {"samples": samples, **_weights(config, dataset)}
     return Step(name="features", version=VERSION, config=config, inputs=inputs, run=extract_samples)
 
 
-def _weights(config: FeaturesConfig) -> dict[str, Step]:
+def _weights(config: FeaturesConfig, dataset: Step) -> dict[str, Step]:
+    if isinstance(config, OwnClassifierConfig):
+        return {"classifier": own_classifier_step(config, dataset=dataset)}
     return {"weights": weights_step(config.weights())} if isinstance(config, InceptionConfig) else {}
 
 
@@ -139,7 +143,7 @@ def _arrays(features: Features) -> dict[str, np.ndarray]:
     return {name: values for name, values in features._asdict().items() if values is not None}
 
 
-def extractor(config: FeaturesConfig, weights: bytes | None, *, device: str) -> Extractor:
+def extractor(config: PublishedConfig, weights: bytes | None, *, device: str) -> Extractor:
     """The network, with the content of its weights' file where it needs one."""
     if isinstance(config, EfficientNetConfig):
         return EfficientNetLite0Features(size=config.size, device=device)
@@ -147,7 +151,7 @@ def extractor(config: FeaturesConfig, weights: bytes | None, *, device: str) -> 
     return InceptionFeatures(weights, mode=config.mode, weights_sha256=config.weights().sha256, device=device)
 
 
-def protocol_of(config: FeaturesConfig) -> FeatureProtocol:
+def protocol_of(config: PublishedConfig) -> FeatureProtocol:
     """How images become vectors, without the network being loaded."""
     if isinstance(config, EfficientNetConfig):
         return EfficientNetLite0Features.protocol_at(config.size)
@@ -159,7 +163,8 @@ def libraries_of(config: FeaturesConfig) -> str:
     own: tuple[str, ...] = ()
     if isinstance(config, EfficientNetConfig):
         own = ("efficientnet-lite-pytorch",)
-    elif config.mode == "legacy_pytorch":  # the other modes' network is a program in the file of its weights
+    elif isinstance(config, InceptionConfig) and config.mode == "legacy_pytorch":
+        # The other modes' network is a program in the file of its weights.
         own = ("clean-fid", "torchvision")
     return versions("torch", "numpy", *own)
 
@@ -174,16 +179,24 @@ def extract_block(
 @lru_cache(maxsize=1)
 def _kept_extractor(config: FeaturesConfig, weights: Path | None, device: str) -> Extractor:
     """From one block to the next: it takes longer to load than to see some images."""
+    if isinstance(config, OwnClassifierConfig):
+        assert weights is not None  # a step's input
+        return read_own_classifier(weights, device=device)
     return extractor(config, None if weights is None else weights.read_bytes(), device=device)
 
 
 def _extract(
     config: FeaturesConfig, images: np.ndarray, of: dict[str, Any], libraries: dict[str, str], ctx: StepContext
 ) -> Extracted:
-    weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
+    if isinstance(config, OwnClassifierConfig):
+        weights: Path | None = ctx.inputs["classifier"]
+        network = read_own_classifier(ctx.inputs["classifier"], device="cpu").protocol
+    else:
+        weights = ctx.inputs["weights"] / WEIGHTS_FILE if "weights" in ctx.inputs else None
+        network = protocol_of(config)
     work = partial(extract_block, config, weights, images, ctx.resources)
     kept = kept_arrays(ctx.output / WORKING / "blocks", VERSION, _arrays, lambda arrays: Features(**arrays))
     features = Features.together(map_blocks(ctx, work, len(images), block_size=BLOCK, kept=kept))
-    found = Extracted(features, protocol_of(config), of, libraries)
+    found = Extracted(features, network, of, libraries)
     found.save(ctx.output)
     return found

@@ -13,6 +13,7 @@ from pipelines.decoded import MIB
 from pipelines.evaluate import metrics_step
 from pipelines.features import features_step, reference_step
 from pipelines.nll import nll_step
+from pipelines.own_classifier import OwnClassifierConfig
 from pipelines.readers import check_memory
 from pipelines.sample import sample_step
 from pipelines.shards import Manifest, count_images
@@ -38,6 +39,8 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
     if config.is_guided and config.classifier is not None:
         classes["classifier.model.num_classes"] = config.classifier.model.num_classes
     _check_classes(classes, sources["dataset"])
+    if isinstance(config.features, OwnClassifierConfig):
+        _check_classes({"features.num_classes": config.features.num_classes}, compared)
     _check_shuffling(config.train, sources["dataset"], data_mib=data_mib)
     if config.upsampler is not None:
         _check_classes({"upsampler.model.unet.num_classes": config.upsampler.model.unet.num_classes}, compared)
@@ -81,6 +84,6 @@ def plan(config: RunConfig) -> dict[str, Step]:
             config.upsampler.sample, samples=steps["sample"], upsampler=steps["upsampler"]
         )
     steps["reference"] = reference_step(config.features, dataset=compared)
-    steps["features"] = features_step(config.features, samples=drawn)
+    steps["features"] = features_step(config.features, samples=drawn, dataset=compared)
     steps["metrics"] = metrics_step(config.metrics, features=steps["features"], reference=steps["reference"])
     return steps

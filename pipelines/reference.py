@@ -22,7 +22,7 @@ from orchestrator.errors import DamagedArtifact
 from orchestrator.store import ArtifactStore
 from pipelines.cli import HERE, Overrides, Places, choose, run
 from pipelines.evaluate_files import NETWORKS, loaded
-from pipelines.features import FeaturesConfig, images_of, libraries_of
+from pipelines.features import PublishedConfig, images_of, libraries_of
 from pipelines.images_file import BLOCK, ImagesFile, progressing
 from pipelines.moments import MOST_IMAGES, Moments, evenly
 from pipelines.named_data import named
@@ -34,7 +34,7 @@ from pipelines.shards import Manifest, Split, read_images
 class ReferenceConfig:
     """Whose features the moments are of."""
 
-    features: FeaturesConfig
+    features: PublishedConfig
 
 
 def main(

@@ -223,7 +223,10 @@ def test_a_plan_measures_fid_with_the_users_weights_from_the_store(tmp_path: Pat
     store, config = ArtifactStore(str(tmp_path)), InceptionConfig(weights_sha256=sha256)
     samples = Step(name="sample", version=1, config=Drawn(), inputs={}, run=draw)
     dataset = dataset_step(DataConfig(source="digits", image_size=8, test_percent=5))
-    reference, features = reference_step(config, dataset=dataset), features_step(config, samples=samples)
+    reference, features = (
+        reference_step(config, dataset=dataset),
+        features_step(config, samples=samples, dataset=dataset),
+    )
     metrics = metrics_step(MetricsConfig(kid_subset_size=20), features=features, reference=reference)
     materialize([metrics], store, backend=LocalBackend(), resources=Resources())
     said = store.metrics(metrics)
