@@ -1,10 +1,10 @@
-"""How is one step run by hand? Its plan up to that step, in this process or on Ray."""
+"""How are steps run by hand, outside a study? With all they need, in this process or on Ray."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -62,30 +62,12 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
             base, {**data_changes(data, places.artifact_store(), network=family.network), **parse_settings(base, set)}
         )
         check_workers(config.train, places)
-        use_ray = ray or places.address is not None
-        if not use_ray and (places.workers > 1 or places.gpus_per_worker):
-            raise ValueError(
-                f"--workers {places.workers}, --gpus-per-worker {places.gpus_per_worker:g}: without Ray there is one "
-                f"worker on CPUs; add --ray, or name a cluster with --address"
-            )
-        store, resources, steps = places.artifact_store(), places.resources(), family.plan(config)
+        check_ray(places, ray=ray)
+        store, steps = places.artifact_store(), family.plan(config)
         places.check_checkpoints()
-        prepare_sources(list(steps.values()), store, resources)
+        prepare_sources(list(steps.values()), store, places.resources())
         family.check(config, {"dataset": store.path(steps["dataset"])}, data_mib=places.data_mib)
-        with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
-            began_by = uuid.uuid4().hex
-            work = Background(
-                lambda: materialize([steps[role]], store, backend=backend, resources=resources, began_by=began_by)
-            )
-            try:
-                with StepDisplay() as display:
-                    while not work.wait(WAIT_SECONDS):  # Ray would take over a main thread's signals
-                        _show(display, steps[role], store)
-            except Interrupted:
-                listeners = map(store.path, walk([steps[role]]))
-                stop_all(listeners, began_by=began_by, seconds=places.grace_seconds)
-                raise
-            work.value()
+        run_steps([steps[role]], store, places, ray=ray)
         said = store.metrics(steps[role])
         artifact = str(store.path(steps[role]))
         print(json.dumps({"artifact": artifact, "metrics": said.metrics, "notes": said.notes}, indent=1))
@@ -103,9 +85,34 @@ def command(role: str, what: str, family: Family = DIFFUSION) -> Callable[..., i
     return main
 
 
-def _show(display: StepDisplay, step: Step, store: ArtifactStore) -> None:
+def check_ray(places: Places, *, ray: bool) -> None:
+    """Raises ValueError for workers that only Ray could give, where it was not asked for."""
+    if not ray and places.address is None and (places.workers > 1 or places.gpus_per_worker):
+        raise ValueError(
+            f"--workers {places.workers}, --gpus-per-worker {places.gpus_per_worker:g}: without Ray there is one "
+            f"worker on CPUs; add --ray, or name a cluster with --address"
+        )
+
+
+def run_steps(steps: Sequence[Step], store: ArtifactStore, places: Places, *, ray: bool) -> None:
+    """Run what has no record yet, of these steps and all they need, and show how far it is."""
+    resources, began_by = places.resources(), uuid.uuid4().hex
+    use_ray = ray or places.address is not None
+    with on_ray(store, address=places.address, resources=resources) if use_ray else _here() as backend:
+        work = Background(lambda: materialize(steps, store, backend=backend, resources=resources, began_by=began_by))
+        try:
+            with StepDisplay() as display:
+                while not work.wait(WAIT_SECONDS):  # Ray would take over a main thread's signals
+                    _show(display, steps, store)
+        except Interrupted:
+            stop_all(map(store.path, walk(steps)), began_by=began_by, seconds=places.grace_seconds)
+            raise
+        work.value()
+
+
+def _show(display: StepDisplay, steps: Sequence[Step], store: ArtifactStore) -> None:
     """How far the first step is that has no record."""
-    current = next(iter(pending([step], store)), None)
+    current = next(iter(pending(steps, store)), None)
     if current is not None:
         display.show(current, StepProgress.read(store.path(current)))
 
