@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("orchestrator", "diffusion", "pipelines")
 LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
 OF_THE_MATHEMATICS = [
-    "test_schedule.py", "test_gaussian.py", "test_guidance.py", "test_likelihood.py", "test_losses.py", "test_nll.py",
-    "test_permutation.py", "test_randomness.py", "test_sampling.py", "test_timestep_sampler.py", "test_vlb.py",
-    "test_augment.py", "../unit/test_ema.py", "test_networks.py", "../unit/test_network_files.py",
-    "../unit/test_networks_against_reference.py", "../unit/test_reduction.py", "../unit/test_training.py",
-    "../unit/test_unet.py",
+    "test_schedule.py", "test_gaussian.py", "test_gradient_noise.py", "test_guidance.py", "test_likelihood.py",
+    "test_losses.py", "test_nll.py", "test_permutation.py", "test_randomness.py", "test_sampling.py",
+    "test_timestep_sampler.py", "test_variance_fraction.py", "test_vlb.py", "test_augment.py", "../unit/test_ema.py",
+    "test_networks.py", "../unit/test_network_files.py", "../unit/test_networks_against_reference.py",
+    "../unit/test_reduction.py", "../unit/test_training.py", "../unit/test_unet.py",
 ]  # fmt: skip
 BEHIND_A_DOOR = {
     "cleanfid": "diffusion.metrics.inception",
