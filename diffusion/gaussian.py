@@ -186,8 +186,13 @@ def as_output(config: DiffusionConfig, model_output: ModelOutput, *, channels: i
     return model_output.to(torch.promote_types(model_output.dtype, torch.float32))
 
 
+def range_fraction(v: Images) -> Images:
+    """Where a learned_range lies: 0 at the posterior variance, 1 at beta_t, nothing keeps it between (IDDPM eq. 15)."""
+    return (v + 1) / 2
+
+
 def _in_range(schedule: NoiseSchedule, v: Tensor, x_t: Images, t: Steps) -> Images:
-    fraction = (v + 1) / 2
+    fraction = range_fraction(v)
     largest = schedule.gather(schedule.log_betas, t, x_t)
     smallest = schedule.gather(schedule.posterior_log_variance_clipped, t, x_t)
     return fraction * largest + (1 - fraction) * smallest

@@ -15,6 +15,7 @@ from torch import Tensor
 # Streams: draws for different purposes never share a counter. A new one goes to the end: the others keep their draws.
 TIMESTEP, TRAIN_NOISE, SAMPLE_INIT, SAMPLE_NOISE, NLL_DRAWN_NOISE, NLL_TIMESTEP, PILOT, DATA_ORDER, NLL_NOISE = range(9)
 SHARD_ORDER, AUGMENTATION, HELD_OUT_TIMESTEP, HELD_OUT_NOISE, SAMPLE_LABEL = range(9, 14)
+VARIANCE_NOISE, GRADIENT_IMAGE, GRADIENT_TIMESTEP, GRADIENT_NOISE = range(14, 18)
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -40,7 +40,7 @@ def scatter(table: ComparisonTable, x: str, y: str, path: Path) -> None:
         name: handle for panel in axes[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, path, bottom=0.24)
+    save(figure, path, bottom=0.24)
 
 
 def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylabel: str, title: str) -> None:
@@ -60,7 +60,19 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylab
     axes.set_title(title)
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, ncols=2)
-    _save(figure, path)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path, *, bottom: float | None = None) -> None:
+    """Close a figure, and leave it as a PNG: whole, or not at all."""
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
+    if bottom is not None:
+        figure.subplots_adjust(bottom=bottom)
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=DPI, format="png")
+    plt.close(figure)
+    partial.replace(path)
 
 
 def strips(pictures: Mapping[str, Path], path: Path, *, title: str) -> None:
@@ -76,7 +88,7 @@ def strips(pictures: Mapping[str, Path], path: Path, *, title: str) -> None:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 Point = tuple[float, float, float, float]  # x, y, half widths of their error bars
@@ -117,14 +129,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _save(figure: Any, path: Path, *, bottom: float | None = None) -> None:
-    if figure.get_layout_engine() is None:
-        figure.tight_layout()
-    if bottom is not None:
-        figure.subplots_adjust(bottom=bottom)
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=DPI, format="png")
-    plt.close(figure)
-    partial.replace(path)

@@ -6,7 +6,6 @@ python pipelines/nll.py tiny --store artifacts
 from __future__ import annotations
 
 import math
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +32,10 @@ from diffusion.unet import UNet
 from orchestrator.protocols import MEASURED_WITH
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import WORKING, Block, Kept, kept_arrays, map_blocks
-from pipelines.decoded import MIB, decoded_split
+from pipelines.decoded import MIB
 from pipelines.devices import worker_device
 from pipelines.libraries import versions
+from pipelines.readers import read_rows
 from pipelines.shards import count_images
 from pipelines.train import to_unit_range
 from pipelines.trained import Origin, TrainedModel, load_trained
@@ -274,18 +274,23 @@ def measure_all(config: NllConfig, train: Path, dataset: Path, resources: Resour
     return BlockNll(_array(found.total_bpd), _array(found.prior_bpd), sums)
 
 
+def load_block(
+    train: Path, dataset: Path, resources: Resources, block: Block, *, ema: float | None = None
+) -> tuple[TrainedModel[UNet], Tensor, Tensor | None]:
+    """The model, the block's test images, and their classes where it is told them; on the worker's device."""
+    device = worker_device(resources)
+    stored = read_rows(dataset, "test", slice(*block), memory_bytes=resources.data_mib * MIB)
+    model = load_trained(train, device=device, ema=ema)
+    y = None if model.network.config.num_classes is None else stored.labels.to(device)
+    return model, to_unit_range(stored.images).to(device), y
+
+
 def _load(
     config: NllConfig, train: Path, dataset: Path, resources: Resources, block: Block
 ) -> tuple[TrainedModel[UNet], Tensor, Tensor | None]:
-    """The model with the chain that is measured, the block's test images, and their classes where it is told them."""
-    device = worker_device(resources)
-    with closing(decoded_split(dataset, "test", memory_bytes=resources.data_mib * MIB)) as held:
-        images = torch.from_numpy(held.pixels[slice(*block)].copy())
-        labels = torch.from_numpy(held.labels[slice(*block)].copy())
-    model = load_trained(train, device=device, ema=config.ema)
-    model = replace(model, schedule=respace(model.schedule, config.respacing))
-    y = None if model.network.config.num_classes is None else labels.to(device)
-    return model, to_unit_range(images).to(device), y
+    """The same, with the chain that is measured."""
+    model, x_start, y = load_block(train, dataset, resources, block, ema=config.ema)
+    return replace(model, schedule=respace(model.schedule, config.respacing)), x_start, y
 
 
 def _array(tensor: Tensor) -> np.ndarray:

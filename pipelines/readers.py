@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.decoded import MIB, Decoded, DecodedCache, decoded_bytes
+from pipelines.decoded import MIB, Decoded, DecodedCache, decoded_bytes, decoded_split
 from pipelines.order import ShuffledOrder
 from pipelines.shards import Manifest, Split
 
@@ -51,6 +51,12 @@ class ImageReader(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+def read_rows(dataset: Path, split: Split, rows: slice | np.ndarray, *, memory_bytes: int) -> Batch:
+    """Some images of a split in the data set's order; all of it is decoded on this node, unless it is already."""
+    with closing(decoded_split(dataset, split, memory_bytes=memory_bytes)) as held:
+        return Batch(torch.from_numpy(held.pixels[rows].copy()), torch.from_numpy(held.labels[rows].copy()))
 
 
 def open_reader(

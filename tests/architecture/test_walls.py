@@ -11,6 +11,7 @@ from pathlib import Path
 import grimp
 import pytest
 
+from orchestrator.step import walk
 from pipelines.ablation import STUDIES, build
 from pipelines.plan import plan
 from pipelines.presets import PRESETS
@@ -19,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("orchestrator", "diffusion", "pipelines")
 LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"]
 OF_THE_MATHEMATICS = [
-    "test_schedule.py", "test_gaussian.py", "test_guidance.py", "test_likelihood.py", "test_losses.py", "test_nll.py",
-    "test_permutation.py", "test_randomness.py", "test_sampling.py", "test_timestep_sampler.py", "test_vlb.py",
-    "test_augment.py", "../unit/test_ema.py", "test_networks.py", "../unit/test_network_files.py",
-    "../unit/test_networks_against_reference.py", "../unit/test_reduction.py", "../unit/test_training.py",
-    "../unit/test_unet.py",
+    "test_schedule.py", "test_gaussian.py", "test_gradient_noise.py", "test_guidance.py", "test_likelihood.py",
+    "test_losses.py", "test_nll.py", "test_permutation.py", "test_randomness.py", "test_sampling.py",
+    "test_timestep_sampler.py", "test_variance_fraction.py", "test_vlb.py", "test_augment.py", "../unit/test_ema.py",
+    "test_networks.py", "../unit/test_network_files.py", "../unit/test_networks_against_reference.py",
+    "../unit/test_reduction.py", "../unit/test_training.py", "../unit/test_unet.py",
 ]  # fmt: skip
 BEHIND_A_DOOR = {
     "cleanfid": "diffusion.metrics.inception",
@@ -116,7 +117,8 @@ def test_the_tests_of_the_mathematics_run_where_no_platform_is_installed() -> No
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_plans_a_whole_run(preset: str) -> None:
     steps = plan(PRESETS[preset]())
-    assert [step.name for step in steps.values()] == list(steps)
+    assert {"dataset", "train", "nll", "sample", "reference", "features", "metrics"} <= steps.keys()
+    assert set(walk([steps["nll"], steps["metrics"]])) == set(steps.values())
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -124,9 +126,10 @@ def test_every_preset_plans_a_whole_run(preset: str) -> None:
 def test_every_study_builds_at_every_preset(study: str, preset: str) -> None:
     experiment = build(study, preset=preset, seeds=2)
     keys = {step.key for trial in experiment.trials() for step in plan(trial.config).values()}
-    cells = 2 * len(experiment.variants)
-    # Each cell trains, samples and is measured for itself; the data and its features are everybody's.
-    assert len(keys) == 5 * cells + 2
+    cells, stages = 2 * len(experiment.variants), 1 if experiment.base.upsampler is None else 2
+    # Each cell trains, samples (in each stage) and is measured for itself; the data, its features, and the network of a
+    # second stage with its data are everybody's.
+    assert len(keys) == (4 + stages) * cells + 2 * stages
 
 
 COMMANDS = [path.name for path in sorted((ROOT / "pipelines").glob("*.py")) if "__main__" in path.read_text()]
@@ -142,4 +145,5 @@ def test_every_command_line_explains_itself(file: str) -> None:
 
 def test_the_steps_of_a_run_each_have_a_command_line() -> None:
     trainings = {"train.py", "train_classifier.py", "train_superres.py"}
-    assert set(COMMANDS) == {"ablation.py", "data.py", "evaluate.py", "nll.py", "report.py", "sample.py", *trainings}
+    steps = {"evaluate.py", "nll.py", "sample.py", *trainings}
+    assert set(COMMANDS) == {"ablation.py", "data.py", "figures.py", "report.py", *steps}
