@@ -64,8 +64,8 @@ class RunConfig:
             )
         check_rate("sample.ema", self.sample.ema, self.train.ema.rates)
         check_rate("nll.ema", self.nll.ema, self.train.ema.rates)
-        _check_respacing("sample.sampler.respacing", self.sample.sampler.respacing, self.diffusion)
-        _check_respacing("nll.respacing", self.nll.respacing, self.diffusion)
+        _check_respacing("sample.sampler.respacing", self.sample.sampler.respacing, "diffusion", self.diffusion)
+        _check_respacing("nll.respacing", self.nll.respacing, "diffusion", self.diffusion)
         self._check_milestones()
         self._check_guidance()
         if self.upsampler is not None:
@@ -148,14 +148,18 @@ class RunConfig:
                 f"another"
             )
         _check_seeds({"upsampler.seed": second.seed, "upsampler.sample.seed": second.sample.seed})
-        _check_respacing("upsampler.sample.sampler.respacing", second.sample.sampler.respacing, second.diffusion)
+        _check_respacing(
+            "upsampler.sample.sampler.respacing", second.sample.sampler.respacing,
+            "upsampler.diffusion", second.diffusion,
+        )  # fmt: skip
 
 
-def _check_respacing(name: str, respacing: str, diffusion: DiffusionConfig) -> None:
+def _check_respacing(name: str, respacing: str, process: str, diffusion: DiffusionConfig) -> None:
+    steps = diffusion.num_timesteps
     try:
-        kept_timesteps(diffusion.num_timesteps, respacing)
+        kept_timesteps(steps, respacing)
     except ValueError as error:
-        raise ValueError(f"{name}={respacing!r} with {diffusion.num_timesteps} timesteps: {error}") from error
+        raise ValueError(f"{name}={respacing!r} with {process}.num_timesteps={steps}: {error}") from error
 
 
 def _check_seeds(seeds: dict[str, int]) -> None:

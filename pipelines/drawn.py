@@ -23,7 +23,7 @@ STRIP = 24  # images that stand for a row of a table
 PROTOCOL_FILE = "protocol.json"
 BLOCKS = "blocks"
 LINE = 96  # its grey level
-ZOOMED_TO = 512  # pixels a side, about: small images are looked at enlarged
+ZOOMED_TO = 512  # pixels a side, at least: small images are looked at enlarged
 
 Drawn = tuple[np.ndarray, np.ndarray]
 """Images as uint8 (n, h, w, c), and their classes (n,), UNLABELLED where there are none."""
@@ -75,5 +75,5 @@ def image_grid(images: np.ndarray, *, columns: int | None = None) -> Image.Image
         top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
         sheet[top : top + height, left : left + width] = image
     picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
-    zoom = max(1, round(ZOOMED_TO / picture.width))
+    zoom = -(-ZOOMED_TO // picture.width)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)

@@ -67,23 +67,22 @@ def _check_shuffling(train: TrainConfig, dataset: Path, *, data_mib: int) -> Non
 
 def plan(config: RunConfig) -> dict[str, Step]:
     """The steps of a run by role. Two runs that share a step (same config, same inputs) run it once."""
-    dataset = dataset_step(config.data)
-    train = train_step_of(
+    dataset = compared = dataset_step(config.data)
+    steps = {"dataset": dataset}
+    if config.upsampler is not None:
+        steps["large_dataset"] = compared = dataset_step(config.upsampler.data)
+    steps["reference"] = reference_step(config.features, dataset=compared)
+    steps["train"] = train = train_step_of(
         config.model, config.diffusion, config.train, config.seed, dataset=dataset, milestones=config.milestones
     )
-    steps = {"dataset": dataset, "train": train, "nll": nll_step(config.nll, train=train, dataset=dataset)}
+    steps["nll"] = nll_step(config.nll, train=train, dataset=dataset)
     if config.is_guided:
         assert config.classifier is not None  # RunConfig has seen to it
         steps["classifier"] = train_classifier_step(config.classifier, dataset=dataset)
-    steps["sample"] = sample_step(config.sample, train=train, classifier=steps.get("classifier"))
-    drawn, compared = steps["sample"], dataset
+    steps["sample"] = drawn = sample_step(config.sample, train=train, classifier=steps.get("classifier"))
     if config.upsampler is not None:
-        steps["large_dataset"] = compared = dataset_step(config.upsampler.data)
-        steps["upsampler"] = config.upsampler.training(dataset=compared)
-        steps["upsample"] = drawn = upsample_step(
-            config.upsampler.sample, samples=steps["sample"], upsampler=steps["upsampler"]
-        )
-    steps["reference"] = reference_step(config.features, dataset=compared)
+        steps["upsampler"] = upsampler = config.upsampler.training(dataset=compared)
+        steps["upsample"] = drawn = upsample_step(config.upsampler.sample, samples=drawn, upsampler=upsampler)
     steps["features"] = features_step(config.features, samples=drawn, dataset=compared)
     steps["metrics"] = metrics_step(config.metrics, features=steps["features"], reference=steps["reference"])
     return steps

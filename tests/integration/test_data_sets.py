@@ -434,7 +434,7 @@ def test_a_model_trains_on_a_prepared_data_set_by_its_name(
         (["inspect", "roses"], 3, "unknown data set 'roses'"),
         (["verify", "../roses"], 3, "unknown data set"),
         (["prepare", "nowhere", "--image-size", "8"], 3, "nowhere is not there"),
-        (["prepare", "digits", "--image-size", "9"], 2, "digits is available at 8"),
+        (["prepare", "digits", "--image-size", "9"], 2, "digits is available at 4 or 8"),
         (["prepare", "FLOWERS"], 2, "--image-size is needed"),
         (["prepare", "FLOWERS", "--image-size", "0"], 2, "data.image_size=0"),
         (["prepare", "FLOWERS", "--image-size", "8", "--test-percent", "95"], 2, "data.test_percent=95"),
