@@ -68,7 +68,9 @@ def quartile_sums(
     Sums, so that batches can be added up; their ratio is the quarter's mean, however t was drawn.
     """
     in_quarter = (4 * t // num_timesteps)[:, None] == torch.arange(4, device=t.device)
-    return torch.cat([values * weights, weights[None]]) @ in_quarter.to(values.dtype)
+    weighted = torch.cat([values * weights, weights[None]])
+    # Not a product with zeros: a value that is nan would be in all four quarters.
+    return torch.where(in_quarter, weighted[:, :, None], 0).sum(dim=1)
 
 
 def vlb_term(

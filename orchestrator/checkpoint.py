@@ -127,9 +127,16 @@ class CheckpointStore:
 
         Raises ValueError or FileNotFoundError for one that does not verify, and TransientError as resume.
         """
-        found = _patiently(lambda: self._blobs.version(POINTER))
-        folder = None if found is None else _Pointer.decoded(found[1]).folder
+        folder = self._pointer().folder
         return None if folder is None else self._read(folder)
+
+    def last_clock(self) -> int:
+        """Of that state; 0 where there is none. Raises TransientError as resume."""
+        return self._pointer().clock
+
+    def _pointer(self) -> _Pointer:
+        found = _patiently(lambda: self._blobs.version(POINTER))
+        return _Pointer.decoded(b"" if found is None else found[1])
 
     def clock(self) -> int:
         """Of the newest state that LATEST names; 0 where there is none, or where nothing answers at once."""

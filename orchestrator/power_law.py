@@ -7,11 +7,12 @@ and seeds: what a size deviates from the law by, and what seeds of one size devi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
+from scipy.stats import norm
 from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
@@ -21,6 +22,8 @@ EXPONENTS = (0.01, 5.0)
 """Between which a is looked for."""
 STARTS = np.geomspace(0.02, 4.0, 32)
 BEST_STARTS, ROUNDS = 3, 3
+FLAT = 1e-3
+"""A law whose falling part is less than that of the values' spread, in the middle, falls nowhere."""
 REPLICATES = 400
 CONFIDENCE = 0.95
 
@@ -62,17 +65,26 @@ class FittedLaw:
     """(n,): points less the law, in the points' order."""
 
     def interval(self, of: str) -> Interval:
-        """Of exponent, log_scale or offset."""
-        return self._interval(getattr(self.law, of), [getattr(law, of) for law in self.replicates])
+        """Of exponent, log_scale or offset; an exponent is more than 0, an offset not less."""
+        value, others = getattr(self.law, of), [getattr(law, of) for law in self.replicates]
+        if of == "exponent":
+            return self._in_logs(value, others)
+        found = self._interval(value, others)
+        return replace(found, low=max(0.0, found.low)) if of == "offset" else found
 
     def prediction(self, compute: float) -> Interval:
         """Of L(C) itself, not of one more run, which deviates by its seed besides."""
-        return self._interval(float(self.law.at(compute)), [float(law.at(compute)) for law in self.replicates])
+        return self._in_logs(float(self.law.at(compute)), [float(law.at(compute)) for law in self.replicates])
+
+    def _in_logs(self, value: float, others: Sequence[float]) -> Interval:
+        """Of what is more than 0, and stays so when it is widened."""
+        found = self._interval(float(np.log(value)), list(np.log(others)))
+        return Interval(value, float(np.exp(found.low)), float(np.exp(found.high)))
 
     def _interval(self, value: float, others: Sequence[float]) -> Interval:
         """Percentiles, widened as Student's t is wider than a normal: points are few."""
         low, high = np.quantile(others, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        wider = student.ppf((1 + CONFIDENCE) / 2, self.freedom) / student.ppf((1 + CONFIDENCE) / 2, 10**6)
+        wider = student.ppf((1 + CONFIDENCE) / 2, self.freedom) / norm.ppf((1 + CONFIDENCE) / 2)
         return Interval(value, value + (low - value) * wider, value + (high - value) * wider)
 
 
@@ -89,6 +101,12 @@ def fit(compute: Floats, values: Floats, *, with_offset: bool = True, relative: 
         spread = _spread(starts[0], away, values, weights)
         ends = sorted((_refined(away, values, weights, start, spread) for start in starts), key=lambda end: end[0])
         starts = [end for _, end in ends]
+    exponent, log_height, _ = starts[0]
+    if not EXPONENTS[0] * 1.01 < exponent < EXPONENTS[1] / 1.01 or np.exp(log_height) * weights.max() < FLAT:
+        raise ValueError(
+            f"these values do not fall with compute as a power law does: the nearest has exponent {exponent:.3g}; "
+            f"look at the points first"
+        )
     return _law(starts[0], middle)
 
 
@@ -98,7 +116,7 @@ def _around_the_middle(compute: Floats, values: Floats, *, relative: bool) -> tu
     Exponent and scale then hardly hang on each other: the law is offset + exp(log_height - exponent * away).
     """
     middle = float(np.log(compute).mean())
-    spread = values if relative else np.full(len(values), max(float(np.ptp(values)), 1e-300))
+    spread = values if relative else np.full(len(values), float(np.ptp(values)))
     return middle, np.log(compute) - middle, 1 / spread
 
 
@@ -141,6 +159,8 @@ def _check(compute: Floats, values: Floats, *, with_offset: bool) -> None:
         raise ValueError(f"compute of shape {compute.shape} and values of {values.shape}: one of each, for every point")
     if not (np.isfinite(compute).all() and np.isfinite(values).all() and (compute > 0).all() and (values > 0).all()):
         raise ValueError("a power law goes through points with finite values and compute, all more than 0")
+    if np.ptp(values) <= 1e-12 * float(np.abs(values).max()):
+        raise ValueError(f"all values are {values[0]:g}: they do not fall with compute")
     different, parameters = len(np.unique(compute)), 3 if with_offset else 2
     if different < parameters or len(compute) <= parameters:
         raise ValueError(
@@ -225,7 +245,7 @@ class _Deviations:
         # What means of sizes vary by because their seeds do is no deviation of the sizes.
         by_sizes = max(0.0, float(np.sum(means**2)) / (groups - parameters) - by_seeds)
         own = means * np.sqrt(by_sizes / np.mean(means**2)) if by_sizes else np.zeros(groups)
-        share = by_sizes / (by_sizes + by_seeds)
+        share = by_sizes / (by_sizes + by_seeds) if by_sizes else 0.0
         freedom = 1 / (share**2 / (groups - parameters) + (1 - share) ** 2 / (count - groups))
         return cls(of, own, within * np.sqrt(count / (count - groups)), freedom)
 

@@ -178,6 +178,12 @@ def write_failure(output: Path, reason: str) -> None:
         write_whole(output / FAILURE_FILE, json.dumps({"reason": reason, "time": time.time()}))
 
 
+def parts_of(step: Step) -> list[Step]:
+    """The steps that it goes on from, by the input `start`, first to last, and the step itself."""
+    start = step.inputs.get("start")
+    return [*([] if start is None else parts_of(start)), step]
+
+
 def walk(steps: Iterable[Step]) -> list[Step]:
     """The steps and all they need, each once, inputs before what uses them."""
     ordered: dict[str, Step] = {}

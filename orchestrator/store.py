@@ -143,17 +143,12 @@ class ArtifactStore:
         return StepMetrics(said["metrics"], said["protocol"], tuple(said["notes"]), datasets)
 
     def all_metrics(self, steps: Iterable[Step]) -> StepMetrics:
-        """The numbers and notes of several steps together; where two leave the same number, the later one's.
-
-        A step from which another one of its name goes on is spoken for by that.
-        """
-        steps = list(steps)
-        begun = {needed.key for step in steps for needed in step.inputs.values() if needed.name == step.name}
+        """The numbers and notes of several steps together; where two leave the same number, the later one's."""
         metrics: dict[str, float] = {}
         protocol: dict[str, Mapping[str, Any]] = {}
         notes: list[str] = []
         datasets: list[tuple[str, DatasetFacts]] = []
-        for step in (step for step in steps if step.key not in begun):
+        for step in steps:
             said = self.metrics(step)
             metrics |= {f"{step.prefix}{name}": value for name, value in said.metrics.items()}
             protocol |= {f"{step.prefix}{name}": how for name, how in said.protocol.items()}

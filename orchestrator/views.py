@@ -12,7 +12,7 @@ from orchestrator.files import write_whole
 from orchestrator.journal import read_points
 from orchestrator.plots import curves, scatter, strips
 from orchestrator.protocols import MixedProtocols
-from orchestrator.step import JOURNAL_FILE, Step, walk
+from orchestrator.step import JOURNAL_FILE, Step, parts_of
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable
 
@@ -71,8 +71,8 @@ def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, r
     """The journals of a role's step and of those it goes on from, per row; of the first seed that has one."""
     found: dict[str, list[Path]] = {}
     for trial, steps in plans.items():
-        one = [step for step in walk([steps[role]]) if step.name == steps[role].name]
-        journals = [journal for step in one if (journal := store.path(step) / JOURNAL_FILE).is_file()]
+        paths = [store.path(step) / JOURNAL_FILE for step in parts_of(steps[role])]
+        journals = [path for path in paths if path.is_file()]
         if journals:
             found.setdefault(trial.variant, journals)
     return found

@@ -48,10 +48,10 @@ class Kept(Generic[R]):
         """Where a block's result stays."""
         return self.folder / f"{block[0]:09d}-{block[1]:09d}{self.suffix}"
 
-    def begin(self, ctx: StepContext) -> None:
-        """Forget what was made by another version of the step, or of other inputs: made again, they may differ."""
+    def begin(self, ctx: StepContext, *, block_size: int) -> None:
+        """Forget what was made by another version of the step, of other inputs, or in blocks of another size."""
         made_of = {role: _sha256(path / RECORD_FILE) for role, path in sorted(ctx.inputs.items())}
-        stamp = json.dumps({"version": self.version, "inputs": made_of}).encode()
+        stamp = json.dumps({"version": self.version, "inputs": made_of, "block": block_size}).encode()
         file = self.folder.with_name(f".{self.folder.name}.made-of.json")
         if not file.exists() or file.read_bytes() != stamp:
             with guarded(ctx.fence):
@@ -97,7 +97,7 @@ def map_blocks(
     What is kept of a block is not computed again. Progress counts this as one of so many passes over all of them.
     """
     if kept is not None:
-        kept.begin(ctx)
+        kept.begin(ctx, block_size=block_size)
     blocks = [(first, min(first + block_size, count)) for first in range(0, count, block_size)]
     found = {block: result for block in blocks if kept is not None and (result := kept.result(block)) is not None}
     missing = [block for block in blocks if block not in found]

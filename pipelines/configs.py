@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from diffusion.gaussian import DiffusionConfig
-from diffusion.schedule import kept_timesteps
 from diffusion.train_config import TrainConfig
 from diffusion.unet import UNetConfig
 from pipelines.data import DataConfig
@@ -14,6 +13,7 @@ from pipelines.evaluate import MetricsConfig
 from pipelines.features import FeaturesConfig
 from pipelines.nll import NllConfig
 from pipelines.sample import SampleConfig
+from pipelines.stages import Stage, check_drawing, check_enlarging, check_respacing
 from pipelines.train_classifier import TrainClassifierConfig
 from pipelines.trained import check_rate
 from pipelines.upsample import UpsamplerConfig
@@ -64,12 +64,9 @@ class RunConfig:
             )
         check_rate("sample.ema", self.sample.ema, self.train.ema.rates)
         check_rate("nll.ema", self.nll.ema, self.train.ema.rates)
-        _check_respacing("sample.sampler.respacing", self.sample.sampler.respacing, "diffusion", self.diffusion)
-        _check_respacing("nll.respacing", self.nll.respacing, "diffusion", self.diffusion)
+        check_respacing("nll.respacing", self.nll.respacing, "diffusion", self.diffusion)
         self._check_milestones()
-        self._check_guidance()
-        if self.upsampler is not None:
-            self._check_upsampler(self.upsampler)
+        self._check_stages()
         seeds = {"seed": self.seed, "nll.seed": self.nll.seed, "sample.seed": self.sample.seed}
         _check_seeds({**seeds, "metrics.seed": self.metrics.seed})
 
@@ -87,79 +84,46 @@ class RunConfig:
                 f"milestones={list(self.milestones)}: with train.lr_anneal={self.train.lr_anneal!r} the learning rate "
                 f"falls towards the end, so a shorter training is no beginning of a longer one; leave one of them out"
             )
+        if self.train.lr_warmup_images > self.milestones[0]:
+            raise ValueError(
+                f"milestones={list(self.milestones)}: the first must not come before the end of "
+                f"train.lr_warmup_images={self.train.lr_warmup_images}"
+            )
 
     @property
     def is_guided(self) -> bool:
         """Whether a classifier steers."""
         return self.sample.guidance_scale > 0
 
-    def _check_guidance(self) -> None:
-        if self.model.num_classes is None and not self.is_guided and self.sample.labels != "balanced":
-            raise ValueError(
-                f"sample.labels={self.sample.labels!r}: nothing is told classes; set model.num_classes, or leave it out"
+    def _check_stages(self) -> None:
+        model, classifier = Stage("model", self.model, "diffusion", self.diffusion), None
+        if self.classifier is not None:
+            classifier = Stage(
+                "classifier.model", self.classifier.model, "classifier.diffusion", self.classifier.diffusion
             )
-        if not self.is_guided:
-            return
-        scale = f"sample.guidance_scale={self.sample.guidance_scale:g}"
-        if self.classifier is None:
-            raise ValueError(f"{scale}: no classifier to steer by; set classifier, or the scale to 0")
-        encoder = self.classifier.model.encoder
-        if (encoder.image_size, encoder.channels) != (self.model.image_size, self.model.channels):
-            raise ValueError(
-                f"{scale}: the classifier sees {encoder.image_size} pixels and {encoder.channels} channels, and the "
-                f"model draws {self.model.image_size} and {self.model.channels}; set both to the same"
-            )
-        if not self.classifier.noised or self.classifier.crop:
-            raise ValueError(
-                f"{scale}: what steers sees noisy images of the model's own size: set classifier.noised=true and "
-                f"classifier.crop=false"
-            )
-        for name in ("num_timesteps", "schedule", "rescale_timesteps"):
-            its, ours = getattr(self.classifier.diffusion, name), getattr(self.diffusion, name)
-            if its != ours:
+            if self.is_guided and (not self.classifier.noised or self.classifier.crop):
                 raise ValueError(
-                    f"{scale}: classifier.diffusion.{name}={its!r}, but diffusion.{name}={ours!r}: the classifier "
-                    f"must know the model's noise; set both to the same"
+                    f"sample.guidance_scale={self.sample.guidance_scale:g}: what steers sees noisy images of the "
+                    f"model's own size: set classifier.noised=true and classifier.crop=false"
                 )
-        known = self.model.num_classes
-        if known is not None and known != self.classifier.model.num_classes:
-            raise ValueError(
-                f"classifier.model.num_classes={self.classifier.model.num_classes}, but model.num_classes={known}: "
-                f"set both to the same"
+        check_drawing(self.sample, model, classifier)
+        if (second := self.upsampler) is not None:
+            training = second.training
+            stage = Stage(
+                "upsampler.training.model", training.model, "upsampler.training.diffusion", training.diffusion
             )
-
-    def _check_upsampler(self, second: UpsamplerConfig) -> None:
-        unet = second.model.unet
-        if second.model.small_size != self.model.image_size or unet.channels != self.model.channels:
-            raise ValueError(
-                f"upsampler.model.small_size={second.model.small_size}, channels {unet.channels}: it enlarges what the "
-                f"model draws, {self.model.image_size} pixels and {self.model.channels} channels"
-            )
-        guiding = self.classifier.model.num_classes if self.classifier is not None and self.is_guided else None
-        told = self.model.num_classes or guiding
-        if unet.num_classes is not None and unet.num_classes != told:
-            raise ValueError(
-                f"upsampler.model.unet.num_classes={unet.num_classes}, but the samples are of "
-                f"{told or 'no'} classes: set it to that, or null"
-            )
-        if second.sample.seed == self.sample.seed:
-            raise ValueError(
-                f"upsampler.sample.seed={second.sample.seed}: that is sample.seed, whose noise it would see again; set "
-                f"another"
-            )
-        _check_seeds({"upsampler.seed": second.seed, "upsampler.sample.seed": second.sample.seed})
-        _check_respacing(
-            "upsampler.sample.sampler.respacing", second.sample.sampler.respacing,
-            "upsampler.diffusion", second.diffusion,
-        )  # fmt: skip
-
-
-def _check_respacing(name: str, respacing: str, process: str, diffusion: DiffusionConfig) -> None:
-    steps = diffusion.num_timesteps
-    try:
-        kept_timesteps(steps, respacing)
-    except ValueError as error:
-        raise ValueError(f"{name}={respacing!r} with {process}.num_timesteps={steps}: {error}") from error
+            check_enlarging(
+                second.sample, stage, seed_name="upsampler.sample.seed",
+                respacing_name="upsampler.sample.sampler.respacing",
+                sample=self.sample, model=model, classifier=classifier,
+            )  # fmt: skip
+            check_rate("upsampler.sample.ema", second.sample.ema, training.train.ema.rates)
+            _check_seeds({"upsampler.training.seed": training.seed, "upsampler.sample.seed": second.sample.seed})
+            if training.data.source != self.data.source:
+                raise ValueError(
+                    f"upsampler.training.data.source={training.data.source!r}, but data.source={self.data.source!r}: "
+                    f"the second stage enlarges images of the same kind; set both to the same"
+                )
 
 
 def _check_seeds(seeds: dict[str, int]) -> None:

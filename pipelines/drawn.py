@@ -48,11 +48,18 @@ def draw_all(
     ctx.write_metrics({"samples": float(len(images))})
 
 
-def drawn(samples: Path) -> Drawn:
-    """The images such a step left, and their classes."""
-    with np.load(samples / SAMPLES_FILE, allow_pickle=False) as stored:
-        images = stored["arr_0"]
-        return images, stored["arr_1"] if "arr_1" in stored.files else np.full(len(images), UNLABELLED)
+def drawn(samples: Path, block: Block) -> Drawn:
+    """Some of the images such a step left, and their classes: what is stored of others is not read."""
+    first, stop = block
+    images, labels = [], []
+    for file in sorted((samples / BLOCKS).glob("[0-9]*.parquet")):
+        begin, end = map(int, file.stem.split("-"))
+        if begin < stop and first < end:
+            here = slice(max(first - begin, 0), stop - begin)
+            stored = decoded_images(file.read_bytes())
+            images.append(stored[0][here])
+            labels.append(stored[1][here])
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def batches(block: Block, resources: Resources, *, device: str) -> Iterator[Tensor]:

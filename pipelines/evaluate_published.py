@@ -6,17 +6,15 @@ python pipelines/evaluate.py VIRTUAL_imagenet64_labeled.npz --checkpoint 64x64_d
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
 from diffusion.classifier import ClassifierConfig
-from diffusion.gaussian import DiffusionConfig
 from diffusion.published import PUBLISHED
 from diffusion.sampling import SamplerConfig
-from diffusion.schedule import kept_timesteps
 from diffusion.superres import SuperResConfig
 from diffusion.trunk import UNetConfig
 from orchestrator.config import override, parse_settings
@@ -30,10 +28,11 @@ from pipelines.features import PublishedConfig
 from pipelines.published import published_step
 from pipelines.sample import SampleConfig, sample_step
 from pipelines.single import check_ray, run_steps
+from pipelines.stages import C, Stage, check_drawing, check_enlarging
+from pipelines.trained import check_rate
 from pipelines.upsample import UpsampleConfig, upsample_step
 
 RESPACING = "250"
-C = TypeVar("C", UNetConfig, ClassifierConfig, SuperResConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,47 +102,38 @@ def _steps(
 ) -> dict[str, Step]:
     """By role, the last one the images that are compared. Raises ValueError for files that do not belong together."""
     model = published_step(checkpoint, option="--checkpoint", name=openai)
-    unet, diffusion = _kind(model, UNetConfig, "--checkpoint", "a diffusion model")
-    _check_respacing("sample.sampler.respacing", config.sample.sampler, diffusion)
+    drawing, steers = _stage(model, UNetConfig, "--checkpoint", "a diffusion model"), None
     scale = config.sample.guidance_scale
     if (classifier is not None) != (scale > 0):
         raise ValueError(
             f"--classifier {classifier or 'is not given'}, sample.guidance_scale={scale:g}: a classifier steers by a "
             f"scale of more than 0 alone; give both, or neither"
         )
+    if upsampler is None and config.upsample != PublishedEvaluation(features=config.features).upsample:
+        raise ValueError("upsample is set, but there is no second stage: name its file by --upsampler, or leave it out")
+    check_rate("sample.ema", config.sample.ema, ())
+    check_rate("upsample.ema", config.upsample.ema, ())
     steps, guide = {"model": model}, None
     if classifier is not None:
         steps["classifier"] = guide = published_step(classifier, option="--classifier")
-        judge, its = _kind(guide, ClassifierConfig, "--classifier", "a classifier")
-        if judge.encoder.image_size != unet.image_size or its.schedule != diffusion.schedule:
-            raise ValueError(
-                f"--classifier {classifier}: it sees {judge.encoder.image_size} pixels with the noise of a "
-                f"{its.schedule} schedule, and the model draws {unet.image_size} by a {diffusion.schedule} one"
-            )
+        steers = _stage(guide, ClassifierConfig, "--classifier", "a classifier")
+    unconditional = drawing.network.num_classes is None and steers is None
+    check_drawing(replace(config.sample, labels="balanced") if unconditional else config.sample, drawing, steers)
     steps["sample"] = sample_step(config.sample, train=model, classifier=guide)
     if upsampler is not None:
         steps["upsampler"] = second = published_step(upsampler, option="--upsampler")
-        larger, its = _kind(second, SuperResConfig, "--upsampler", "a network that makes images larger")
-        if larger.small_size != unet.image_size:
-            raise ValueError(
-                f"--upsampler {upsampler}: it enlarges {larger.small_size} pixels, and the model draws "
-                f"{unet.image_size}"
-            )
-        _check_respacing("upsample.sampler.respacing", config.upsample.sampler, its)
+        larger = _stage(second, SuperResConfig, "--upsampler", "a network that makes images larger")
+        check_enlarging(
+            config.upsample, larger, seed_name="upsample.seed", respacing_name="upsample.sampler.respacing",
+            sample=config.sample, model=drawing, classifier=steers,
+        )  # fmt: skip
         steps["upsample"] = upsample_step(config.upsample, samples=steps["sample"], upsampler=second)
     return steps
 
 
-def _kind(step: Step, kind: type[C], option: str, what: str) -> tuple[C, DiffusionConfig]:
-    """The network's description and its process. Raises ValueError for a network of another kind."""
+def _stage(step: Step, kind: type[C], option: str, what: str) -> Stage[C]:
+    """Raises ValueError for a network of another kind."""
     published = PUBLISHED[step.config.model]
     if not isinstance(published.network, kind):
         raise ValueError(f"{option}: {step.config.model} is not {what}")
-    return published.network, published.diffusion
-
-
-def _check_respacing(name: str, sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
-    try:
-        kept_timesteps(diffusion.num_timesteps, sampler.respacing)
-    except ValueError as error:
-        raise ValueError(f"{name}={sampler.respacing!r} with {diffusion.num_timesteps} timesteps: {error}") from error
+    return Stage(option, published.network, f"{option}: diffusion", published.diffusion)

@@ -8,12 +8,11 @@ from pathlib import Path
 from diffusion.train_config import TrainConfig
 from orchestrator.step import Step
 from pipelines.configs import RunConfig
-from pipelines.data import dataset_step
+from pipelines.data import DataConfig, dataset_step
 from pipelines.decoded import MIB
 from pipelines.evaluate import metrics_step
 from pipelines.features import features_step, reference_step
 from pipelines.nll import nll_step
-from pipelines.own_classifier import OwnClassifierConfig
 from pipelines.readers import check_memory
 from pipelines.sample import sample_step
 from pipelines.shards import Manifest, count_images
@@ -27,31 +26,36 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
 
     Also when data_mib, which a node may hold of decoded images, is too little to shuffle them as the config says.
     """
-    compared = sources["dataset" if config.upsampler is None else "large_dataset"]
-    _check_counts(config.data.source, {"nll.images": config.nll.images or 0}, sources["dataset"])
-    _check_counts(config.data.source, {"metrics.kid_subset_size": config.metrics.kid_subset_size}, compared)
+    data, compared = config.data, sources["dataset"]
+    if config.upsampler is not None:
+        data, compared = config.upsampler.training.data, sources["large_dataset"]
+    _check_counts(config.data, {"nll.images": config.nll.images or 0}, sources["dataset"])
+    _check_counts(data, {"metrics.kid_subset_size": config.metrics.kid_subset_size}, compared)
     if config.metrics.neighbours >= (images := count_images(compared, "test")):
         raise ValueError(
-            f"metrics.neighbours={config.metrics.neighbours}: {config.data.source} has {images} held-out images, and "
-            f"needs more than that"
+            f"metrics.neighbours={config.metrics.neighbours}: {_named(data)} has {images} held-out images, and needs "
+            f"more than that"
         )
     classes = {"model.num_classes": config.model.num_classes}
     if config.is_guided and config.classifier is not None:
         classes["classifier.model.num_classes"] = config.classifier.model.num_classes
     _check_classes(classes, sources["dataset"])
-    if isinstance(config.features, OwnClassifierConfig):
-        _check_classes({"features.num_classes": config.features.num_classes}, compared)
     _check_shuffling(config.train, sources["dataset"], data_mib=data_mib)
     if config.upsampler is not None:
-        _check_classes({"upsampler.model.unet.num_classes": config.upsampler.model.unet.num_classes}, compared)
-        _check_shuffling(config.upsampler.train, compared, data_mib=data_mib)
+        training = config.upsampler.training
+        _check_classes({"upsampler.training.model.unet.num_classes": training.model.unet.num_classes}, compared)
+        _check_shuffling(training.train, compared, data_mib=data_mib)
 
 
-def _check_counts(source: str, asked: Mapping[str, int], dataset: Path) -> None:
+def _named(data: DataConfig) -> str:
+    return f"{data.source} at {data.image_size} pixels"
+
+
+def _check_counts(data: DataConfig, asked: Mapping[str, int], dataset: Path) -> None:
     images = count_images(dataset, "test")
     for name, count in asked.items():
         if count > images:
-            raise ValueError(f"{name}={count}: {source} has {images} held-out images; ask for at most that")
+            raise ValueError(f"{name}={count}: {_named(data)} has {images} held-out images; ask for at most that")
 
 
 def _check_classes(told: Mapping[str, int | None], dataset: Path) -> None:
@@ -70,7 +74,7 @@ def plan(config: RunConfig) -> dict[str, Step]:
     dataset = compared = dataset_step(config.data)
     steps = {"dataset": dataset}
     if config.upsampler is not None:
-        steps["large_dataset"] = compared = dataset_step(config.upsampler.data)
+        steps["large_dataset"] = compared = dataset_step(config.upsampler.training.data)
     steps["reference"] = reference_step(config.features, dataset=compared)
     steps["train"] = train = train_step_of(
         config.model, config.diffusion, config.train, config.seed, dataset=dataset, milestones=config.milestones
@@ -81,7 +85,7 @@ def plan(config: RunConfig) -> dict[str, Step]:
         steps["classifier"] = train_classifier_step(config.classifier, dataset=dataset)
     steps["sample"] = drawn = sample_step(config.sample, train=train, classifier=steps.get("classifier"))
     if config.upsampler is not None:
-        steps["upsampler"] = upsampler = config.upsampler.training(dataset=compared)
+        steps["upsampler"] = upsampler = config.upsampler.training.step(dataset=compared)
         steps["upsample"] = drawn = upsample_step(config.upsampler.sample, samples=drawn, upsampler=upsampler)
     steps["features"] = features_step(config.features, samples=drawn, dataset=compared)
     steps["metrics"] = metrics_step(config.metrics, features=steps["features"], reference=steps["reference"])

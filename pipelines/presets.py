@@ -19,6 +19,7 @@ from pipelines.features import EfficientNetConfig
 from pipelines.nll import DrawnTerms, NllConfig
 from pipelines.sample import SampleConfig
 from pipelines.train_classifier import HeldOutConfig, TrainClassifierConfig
+from pipelines.train_superres import SuperResRun
 from pipelines.upsample import UpsampleConfig, UpsamplerConfig
 
 
@@ -44,7 +45,7 @@ def tiny() -> RunConfig:
 
 
 def tiny_guided() -> RunConfig:
-    """The same digits, of a network that knows their classes, with a classifier to steer by."""
+    """The same digits, of a network that knows their classes; a classifier steers from sample.guidance_scale on."""
     base = tiny()
     encoder = replace(base.model, num_heads=None, num_head_channels=16, resampling="residual")
     classifier = TrainClassifierConfig(
@@ -61,14 +62,13 @@ def tiny_guided() -> RunConfig:
 def tiny_upsampled() -> RunConfig:
     """Digits of 4x4 pixels, which a second network makes 8x8."""
     base = tiny()
-    unet = replace(base.model, image_size=8)
-    upsampler = UpsamplerConfig(
+    training = SuperResRun(
         data=base.data,
-        model=SuperResConfig(unet=unet, small_size=4),
+        model=SuperResConfig(unet=base.model, small_size=4),
         diffusion=base.diffusion,
         train=replace(base.train, images=12_800),
-        sample=UpsampleConfig(sampler=base.sample.sampler),
     )
+    upsampler = UpsamplerConfig(training=training, sample=UpsampleConfig(sampler=base.sample.sampler))
     small = replace(base.model, image_size=4, attention_resolutions=(2,))
     return replace(base, data=replace(base.data, image_size=4), model=small, upsampler=upsampler)
 

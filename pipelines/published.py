@@ -1,12 +1,10 @@
-"""How do the papers' own weights become a step's output? From a .pt file of the user's, once its hash is known."""
+"""How do the papers' own weights become a step's output? From a .pt file of the user's, known by its hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +31,7 @@ ALIASES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedConfig:
+class PublishedWeights:
     """Which weights."""
 
     model: str
@@ -45,51 +43,59 @@ class PublishedConfig:
 def published_step(url: str, *, option: str, name: str | None = None) -> Step:
     """The network of a .pt file, as a step without inputs: such run first, on the machine where the command does.
 
-    Raises ValueError for an unknown name, or a file of another model; PreflightError where there is none.
+    url: a path, s3://, gs:// or http(s)://, by choice with #sha256=HEX behind it, which it must then have. Raises
+    ValueError for an unknown name, or a file of another model; PreflightError where there is none, or another one.
     """
-    with _file(url, option=option) as file:
-        possible = recognise(read_published(file))
-        sha256 = _sha256(file)
-    if name is None and len({PUBLISHED[model].diffusion for model in possible}) == 1:
-        model = possible[0]
-    elif name is None:
-        raise ValueError(f"{option} {url}: it may be {' or '.join(possible)}, of which the file does not tell: name it")
-    else:
+    where, _, wanted = url.partition("#sha256=")
+    file = _File.of(where, option=option)
+    if wanted and file.sha256 != wanted.lower():
+        raise PreflightError(f"{option} {where} has SHA-256 {file.sha256}, not {wanted}: it is not loaded")
+    possible = recognise(read_published(file.path))
+    if name is not None:
         model = choose("published model", name, {**ALIASES, **{model: model for model in PUBLISHED}})
-    if model not in possible:
-        raise ValueError(f"{option} {url}: by its names and shapes it is {' or '.join(possible)}, not {model}")
-    config = PublishedConfig(model=model, sha256=sha256)
-    return Step(name="published", version=VERSION, config=config, inputs={}, run=partial(_convert, url, option))
+        if model not in possible:
+            raise ValueError(f"{option} {where}: by its names and shapes it is {' or '.join(possible)}, not {model}")
+    elif len(possible) == 1:
+        (model,) = possible
+    else:
+        raise ValueError(f"{option} {where}: it may be {' or '.join(possible)}, of which the file does not tell")
+    config = PublishedWeights(model=model, sha256=file.sha256)
+    return Step(name="published", version=VERSION, config=config, inputs={}, run=partial(_convert, file))
 
 
-def _convert(url: str, option: str, config: PublishedConfig, ctx: StepContext) -> None:
+@dataclass(frozen=True)
+class _File:
+    """Where it lies, or where it was fetched to: once, and for as long as this process needs it."""
+
+    path: Path
+    sha256: str
+    fetched: tempfile.TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def of(cls, url: str, *, option: str) -> _File:
+        """Raises PreflightError where there is none."""
+        if "://" not in url:
+            path = Path(url).expanduser()
+            if not path.is_file():
+                raise PreflightError(f"{option} {url}: no such file")
+            return cls(path, _sha256(path))
+        folder = tempfile.TemporaryDirectory()
+        path = Path(folder.name) / "weights.pt"
+        path.write_bytes(read_named(url, named_by=option))
+        return cls(path, _sha256(path), folder)
+
+
+def _convert(file: _File, config: PublishedWeights, ctx: StepContext) -> None:
     """Leave model.safetensors, as a training would."""
-    with _file(url, option=option) as file:
-        if (found := _sha256(file)) != config.sha256:
-            raise PreflightError(f"{option} {url}: its SHA-256 is {found} now, and was {config.sha256}: not loaded")
-        network = from_published(file)
-    published = PUBLISHED[config.model]
+    if (found := _sha256(file.path)) != config.sha256:
+        raise PreflightError(f"{file.path}: its SHA-256 is {found} now, and was {config.sha256}: not loaded")
+    network, published = from_published(file.path), PUBLISHED[config.model]
     said = {
         "model": to_dict(published.network),
         "diffusion": to_dict(published.diffusion),
         "published": f"published {config.model}, SHA-256 {config.sha256}",
     }
     network.save(ctx.output / MODEL_FILE, metadata={CONFIG: json.dumps(said, sort_keys=True)})
-
-
-@contextmanager
-def _file(url: str, *, option: str) -> Iterator[Path]:
-    """The file where it lies, or fetched for as long as it is needed."""
-    if "://" not in url:
-        file = Path(url).expanduser()
-        if not file.is_file():
-            raise PreflightError(f"{option} {url}: no such file")
-        yield file
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = Path(folder) / "weights.pt"
-        fetched.write_bytes(read_named(url, named_by=option))
-        yield fetched
 
 
 def _sha256(file: Path) -> str:

@@ -1,5 +1,8 @@
 """Which images does a trained model draw? Pixels that depend on the seed and the image's index alone.
 
+On one kind of machine; in batches of another size (--batch) the last bits of a network's output differ, so that a pixel
+on the edge of two grey levels may fall the other way.
+
 python pipelines/sample.py tiny --store artifacts
 """
 
@@ -24,7 +27,7 @@ from pipelines.devices import worker_device
 from pipelines.drawn import Drawn, batches, draw_all, labels_of
 from pipelines.trained import Origin, TrainedModel, load_classifier, load_trained
 
-VERSION = 6
+VERSION = 7
 Labels = Literal["balanced", "drawn"]
 
 
@@ -62,6 +65,8 @@ def draw(config: SampleConfig, ctx: StepContext) -> None:
     origin = Origin.read(train)
     knows_classes = origin.num_classes is not None or classifier is not None
     said = protocol(config, weights=origin.weights(config.ema), knows_classes=knows_classes)
+    if classifier is not None:
+        said["classifier"] = Origin.read(classifier).published or f"{classifier.parent.name}/{classifier.name}"
     work = partial(draw_block, config, train, classifier, ctx.resources)
     draw_all(ctx, work, config.count, version=VERSION, protocol=said)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,26 +19,7 @@ from pipelines.decoded import MIB
 from pipelines.readers import check_memory
 from pipelines.shards import Manifest
 from pipelines.single import Family
-from pipelines.train_superres import TrainSuperResConfig, train_superres_step
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SuperResRun:
-    """One network that makes images larger: data of the larger size, network, and how it is trained."""
-
-    data: DataConfig
-    model: SuperResConfig
-    diffusion: DiffusionConfig
-    train: TrainConfig
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        unet = self.model.unet
-        if (self.data.image_size, self.data.channels) != (unet.image_size, unet.channels):
-            raise ValueError(
-                f"data.image_size={self.data.image_size}, data.channels={self.data.channels}, but model.unet is for "
-                f"{unet.image_size} pixels and {unet.channels} channels: set both to the same"
-            )
+from pipelines.train_superres import SuperResRun
 
 
 def tiny() -> SuperResRun:
@@ -84,8 +64,7 @@ PRESETS: dict[str, Callable[[], SuperResRun]] = {
 def plan(run: SuperResRun) -> dict[str, Step]:
     """The steps of a run by role."""
     dataset = dataset_step(run.data)
-    config = TrainSuperResConfig(model=run.model, diffusion=run.diffusion, train=run.train, seed=run.seed)
-    return {"dataset": dataset, "train_superres": train_superres_step(config, dataset=dataset)}
+    return {"dataset": dataset, "train_superres": run.step(dataset=dataset)}
 
 
 def check(run: SuperResRun, sources: Mapping[str, Path], *, data_mib: int) -> None:

@@ -52,11 +52,13 @@ def run_training(config: Any, ctx: StepContext, build: Build[Any]) -> None:
 
 
 def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
-    resources = ctx.resources
-    start = None if "start" not in ctx.inputs else _end_of(ctx.inputs["start"], resources.checkpoints)
+    resources, start = ctx.resources, None
+    checkpoints = _kept_in(ctx.output, resources.checkpoints)
+    if "start" in ctx.inputs and not CheckpointStore(open_blobs(checkpoints)).last_clock():
+        start = _end_of(ctx.inputs["start"], resources.checkpoints)
     place = Place(
         output=ctx.output,
-        checkpoints=_kept_in(ctx.output, resources.checkpoints),
+        checkpoints=checkpoints,
         start=start,
         fence=ctx.fence,
         began_by=ctx.began_by,
@@ -79,7 +81,7 @@ def _end_of(start: Path, checkpoints: str | None) -> str:
     assert train is not None
     places = dict.fromkeys([_kept_in(start, checkpoints), _kept_in(start, None)])
     for place in places:
-        if CheckpointStore(open_blobs(place)).clock() == train.images:
+        if CheckpointStore(open_blobs(place)).last_clock() == train.images:
             return place
     raise PreflightError(
         f"training cannot go on from {start.parent.name}/{start.name}: its state after {train.images} images is not in "

@@ -12,6 +12,7 @@ from diffusion.objectives import SuperResObjective
 from diffusion.superres import SuperResConfig, SuperResUNet
 from diffusion.train_config import TrainConfig
 from orchestrator.step import Step, StepContext
+from pipelines.data import DataConfig
 from pipelines.train import examples_of, out_channels, seeded
 from pipelines.train_on import run_training
 from pipelines.trained import placed
@@ -36,6 +37,30 @@ def train_superres_step(config: TrainSuperResConfig, *, dataset: Step) -> Step:
         name="train_superres", version=VERSION, config=config, inputs={"dataset": dataset}, run=train,
         prefix="upsampler_",
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuperResRun:
+    """One network that makes images larger: data of the larger size, network, and how it is trained."""
+
+    data: DataConfig
+    model: SuperResConfig
+    diffusion: DiffusionConfig
+    train: TrainConfig
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unet = self.model.unet
+        if (self.data.image_size, self.data.channels) != (unet.image_size, unet.channels):
+            raise ValueError(
+                f"data.image_size={self.data.image_size}, data.channels={self.data.channels}, but model.unet is for "
+                f"{unet.image_size} pixels and {unet.channels} channels: set both to the same"
+            )
+
+    def step(self, *, dataset: Step) -> Step:
+        """Its training."""
+        config = TrainSuperResConfig(model=self.model, diffusion=self.diffusion, train=self.train, seed=self.seed)
+        return train_superres_step(config, dataset=dataset)
 
 
 def train(config: TrainSuperResConfig, ctx: StepContext) -> None:

@@ -129,9 +129,11 @@ def load_trained(train_output: Path, *, device: str = "cpu", ema: float | None =
     return _load(UNet, train_output, device=device, ema=ema)
 
 
-def load_upsampler(train_output: Path, *, device: str = "cpu") -> TrainedModel[SuperResUNet]:
+def load_upsampler(
+    train_output: Path, *, device: str = "cpu", ema: float | None = None
+) -> TrainedModel[SuperResUNet]:  # fmt: skip
     """The network that enlarges, as load_trained."""
-    return _load(SuperResUNet, train_output, device=device, ema=None)
+    return _load(SuperResUNet, train_output, device=device, ema=ema)
 
 
 def load_classifier(train_output: Path, *, device: str = "cpu") -> NoisyClassifier:

@@ -74,4 +74,4 @@ class Place:
     checkpoint_seconds: float
     checkpoint_steps: int | None
     start: str | None = None
-    """Where another training is kept, from whose end this one goes on."""
+    """Where another training is kept, from whose end this one goes on; None once it has states of its own."""

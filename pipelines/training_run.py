@@ -27,7 +27,7 @@ from diffusion.train_state import build_train_state
 from diffusion.training import StepMetrics, train_step
 from orchestrator.backend import SpmdContext
 from orchestrator.blobs import open_blobs
-from orchestrator.checkpoint import CheckpointStore
+from orchestrator.checkpoint import Checkpoint, CheckpointStore
 from orchestrator.checkpoint_writer import CheckpointWriter
 from orchestrator.failpoints import ARMED, failpoint
 from orchestrator.history import History
@@ -61,7 +61,7 @@ class TrainingRun:
         self.damage: list[str] = []
         """What was wrong with checkpoints when training resumed: told in the step's notes."""
         self.went_on_from: int | None = None
-        """Images seen in the state that training resumed from."""
+        """Images seen in the state of its own that training resumed from."""
         self.is_first = spmd.rank == 0
         if ARMED:
             self.state.optimizer.register_step_post_hook(lambda *_: failpoint("train.after-optimizer"))
@@ -77,14 +77,13 @@ class TrainingRun:
     def resume(self) -> None:
         """Go on from the newest checkpoint that verifies, if there is one."""
         tensors, meta = self._kept() if self.is_first else (None, None)
+        window = None if meta is None else meta.pop(WINDOW)
         if self.spmd.world_size > 1:
             told = told_by_first(self._tensors(), tensors, meta)
             tensors, meta = (None, None) if told is None else told
         if tensors is not None and meta is not None:
-            window = meta.pop(WINDOW)
             self._take(tensors, meta)
-            self.went_on_from = self.state.images_seen
-            if self.is_first:
+            if window is not None:
                 self.window.begin(window)
         if self.is_first:
             with self.fence.guard():
@@ -95,17 +94,17 @@ class TrainingRun:
     def _kept(self) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
         """Raises ValueError for the state of another network: one of another layout of attention fits as well."""
         self.store.claim(turn=self.fence.guard)  # not from a worker that came after this one
-        checkpoint = self.store.resume(on_damage=self.damage.append)
-        if checkpoint is None and self.place.start is not None:
-            checkpoint = CheckpointStore(open_blobs(self.place.start)).last()
+        checkpoint, place = self.store.resume(on_damage=self.damage.append), self.place.checkpoints
+        if checkpoint is not None:
+            self.went_on_from = checkpoint.clock
+        elif self.place.start is not None:
+            checkpoint, place = _last_of(self.place.start), self.place.start
         if checkpoint is None:
             return None, None
         state = checkpoint.files[STATE_FILE]
         described = header_of(state).get(HEADER)
         if described is None or json.loads(described) != json.loads(json.dumps(self._description())):
-            raise ValueError(
-                f"{self.place.checkpoints}: its checkpoint is of another network ({described}): remove what is there"
-            )
+            raise ValueError(f"{place}: its checkpoint is of another network ({described}): remove what is there")
         return load(state), json.loads(checkpoint.files[META_FILE])
 
     def train(self) -> None:
@@ -289,6 +288,17 @@ class TrainingRun:
         if (warm_at := state.sampler_warm_at) is None:
             return [f"importance sampling of t ({name}) never left its uniform warm-up in {state.images_seen} images"]
         return [f"importance sampling of t ({name}) began after {warm_at} of {state.images_seen} images"]
+
+
+def _last_of(place: str) -> Checkpoint | None:
+    """The state that another training ended with. Raises ValueError when it is damaged."""
+    try:
+        return CheckpointStore(open_blobs(place)).last()
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{place}: the last state of the training that this one goes on from is damaged ({error}); train from the "
+            f"beginning, without milestones"
+        ) from error
 
 
 def _trainable(network: Network, config: TrainConfig, spmd: SpmdContext) -> nn.Module:

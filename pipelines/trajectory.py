@@ -25,7 +25,7 @@ from pipelines.presets import PRESETS
 from pipelines.sample import SampleConfig, networks_of
 from pipelines.single import Family
 
-VERSION = 1
+VERSION = 2
 STRIP_FILE, MOVIE_FILE = "trajectory.png", "trajectory.gif"
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 120, 1500
 
@@ -37,7 +37,7 @@ class TrajectoryConfig:
     sample: SampleConfig
     images: int = 8
     columns: int = 10
-    """Moments of the walk, evenly spaced, the last one the image."""
+    """Moments of the walk, evenly spaced, from pure noise to the image."""
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.columns < 2:
@@ -75,17 +75,22 @@ def walked(
     if networks.num_classes is not None:
         y = class_labels(config.sample.labels, index=index, seed=seed, num_classes=networks.num_classes)
     steps = respace(model.schedule, config.sample.sampler.respacing).num_timesteps
-    moments = set(np.linspace(steps - 1, 0, min(config.columns, steps)).round().astype(int).tolist())
+    moments = set(np.linspace(steps - 1, 0, min(config.columns - 1, steps)).round().astype(int).tolist())
     shape = (network.config.channels, size, size)
+    x = normal(seed=seed, stream=SAMPLE_INIT, step=0, index=index, shape=shape)
     walk = walk_back(
         config.sample.sampler, model.diffusion, model.schedule,
         network if network.config.num_classes is None else partial(network, y=y),
-        x_T=normal(seed=seed, stream=SAMPLE_INIT, step=0, index=index, shape=shape),
-        index=index, seed=seed, guide=networks.guide(config.sample, y),
+        x_T=x, index=index, seed=seed, guide=networks.guide(config.sample, y),
     )  # fmt: skip
+    shown = []
     with model.in_use():
-        visits = [(to_uint8(visit.x), to_uint8(visit.pred_xstart)) for visit in walk if visit.t in moments]
-    noisy, predicted = (torch.stack(column, dim=1).cpu().numpy() for column in zip(*visits, strict=True))
+        for visit in walk:
+            if visit.t in moments:
+                shown.append((to_uint8(x), to_uint8(visit.pred_xstart)))
+            x = visit.x
+    shown.append((to_uint8(x), to_uint8(x)))
+    noisy, predicted = (torch.stack(column, dim=1).cpu().numpy() for column in zip(*shown, strict=True))
     return noisy, predicted
 
 
@@ -95,9 +100,12 @@ def plan_with_trajectory(config: RunConfig) -> Mapping[str, Step]:
     return {**steps, "trajectory": trajectory_step(TrajectoryConfig(sample=config.sample), sample=steps["sample"])}
 
 
-if __name__ == "__main__":
-    from pipelines.cli import run
-    from pipelines.single import command  # needs this module under its own name
+FAMILY = Family(PRESETS, plan_with_trajectory, check)
 
-    family = Family(PRESETS, plan_with_trajectory, check)
-    run(command("trajectory", "Show how the first images of a model come about.", family))
+
+if __name__ == "__main__":
+    from pipelines import trajectory  # under its own name: workers must find it
+    from pipelines.cli import run
+    from pipelines.single import command
+
+    run(command("trajectory", "Show how the first images of a model come about.", trajectory.FAMILY))

@@ -11,22 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.gaussian import DiffusionConfig
 from diffusion.sampling import SamplerConfig, sample, to_uint8
-from diffusion.superres import SuperResConfig, SuperResUNet
-from diffusion.train_config import TrainConfig
+from diffusion.superres import SuperResUNet
 from orchestrator.step import Resources, Step, StepContext
 from pipelines.blocks import Block
-from pipelines.data import DataConfig
 from pipelines.devices import worker_device
 from pipelines.drawn import PROTOCOL_FILE, Drawn, batches, draw_all, drawn, labels_of
 from pipelines.sample import sampler_protocol
 from pipelines.shards import UNLABELLED
 from pipelines.train import to_tensor, to_unit_range
-from pipelines.train_superres import TrainSuperResConfig, train_superres_step
+from pipelines.train_superres import SuperResRun
 from pipelines.trained import Origin, TrainedModel, load_upsampler
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,36 +31,19 @@ class UpsampleConfig:
     """How samples are made larger. How many there are, and of which classes, the samples say."""
 
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    ema: float | None = None
+    """Rate of the average that draws; null: the first of its training."""
     seed: int = 1
     """Of this stage's noise: another than that of the samples, whose numbers it would be otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpsamplerConfig:
-    """The second stage of a run: its data, which the results are compared with, its network, and what it draws."""
+    """The second stage of a run."""
 
-    data: DataConfig
-    """Of the larger size."""
-    model: SuperResConfig
-    diffusion: DiffusionConfig
-    train: TrainConfig
-    seed: int = 0
-    """Of its training."""
+    training: SuperResRun
+    """Its network and how that is trained; its data are of the larger size, and what the results are compared with."""
     sample: UpsampleConfig = field(default_factory=UpsampleConfig)
-
-    def __post_init__(self) -> None:
-        unet = self.model.unet
-        if (self.data.image_size, self.data.channels) != (unet.image_size, unet.channels):
-            raise ValueError(
-                f"upsampler.data.image_size={self.data.image_size}, channels={self.data.channels}, but "
-                f"upsampler.model.unet is for {unet.image_size} pixels and {unet.channels} channels: set both to the "
-                f"same"
-            )
-
-    def training(self, *, dataset: Step) -> Step:
-        """Of its network."""
-        config = TrainSuperResConfig(model=self.model, diffusion=self.diffusion, train=self.train, seed=self.seed)
-        return train_superres_step(config, dataset=dataset)
 
 
 def upsample_step(config: UpsampleConfig, *, samples: Step, upsampler: Step) -> Step:
@@ -76,27 +56,30 @@ def enlarge(config: UpsampleConfig, ctx: StepContext) -> None:
     """Make all samples larger, image by image of the same index and class; see draw_all for what is left."""
     samples, upsampler = ctx.inputs["samples"], ctx.inputs["upsampler"]
     small = json.loads((samples / PROTOCOL_FILE).read_text())
-    own = {**sampler_protocol(config.sampler), "weights": Origin.read(upsampler).weights(None), "seed": config.seed}
+    own = {
+        **sampler_protocol(config.sampler),
+        "weights": Origin.read(upsampler).weights(config.ema),
+        "seed": config.seed,
+    }
     said = {**small, **{f"upsampler {key}": value for key, value in own.items()}}
-    count = len(drawn(samples)[0])
     work = partial(enlarge_block, config, samples, upsampler, ctx.resources)
-    draw_all(ctx, work, count, version=VERSION, protocol=said)
+    draw_all(ctx, work, small["samples"], version=VERSION, protocol=said)
 
 
 @lru_cache(maxsize=1)
-def _loaded(samples: Path, upsampler: Path, device: str) -> tuple[Drawn, TrainedModel[SuperResUNet]]:
+def _loaded(upsampler: Path, ema: float | None, device: str) -> TrainedModel[SuperResUNet]:
     """Kept from one block to the next."""
-    return drawn(samples), load_upsampler(upsampler, device=device)
+    return load_upsampler(upsampler, device=device, ema=ema)
 
 
 def enlarge_block(config: UpsampleConfig, samples: Path, upsampler: Path, resources: Resources, block: Block) -> Drawn:
     """The block's images, enlarged, and their classes."""
     device = worker_device(resources)
-    (images, labels), model = _loaded(samples, upsampler, device)
-    parts = [
-        _enlarge(config, model, index, images[index.cpu().numpy()], labels[index.cpu().numpy()])
-        for index in batches(block, resources, device=device)
-    ]
+    model, (images, labels) = _loaded(upsampler, config.ema, device), drawn(samples, block)
+    parts = []
+    for index in batches(block, resources, device=device):
+        here = (index - block[0]).cpu().numpy()
+        parts.append(_enlarge(config, model, index, images[here], labels[here]))
     enlarged, classes = zip(*parts, strict=True)
     return np.concatenate(enlarged), np.concatenate(classes)
 

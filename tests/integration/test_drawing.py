@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from diffusion.ema import EmaConfig
+from diffusion.randomness import SAMPLE_INIT, normal
+from diffusion.sampling import to_uint8
 from orchestrator.backend import LocalBackend
 from orchestrator.materialize import materialize
 from orchestrator.ray_backend import RayBackend
@@ -22,10 +24,11 @@ from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
 from pipelines.blocks import Block
 from pipelines.configs import RunConfig
-from pipelines.drawn import GRID_FILE, PROTOCOL_FILE, SAMPLES_FILE, Drawn, drawn
+from pipelines.drawn import BLOCKS, GRID_FILE, PROTOCOL_FILE, Drawn, drawn
 from pipelines.plan import plan
 from pipelines.presets import tiny_guided, tiny_upsampled
 from pipelines.sample import draw_block
+from pipelines.shards import UNLABELLED, encoded_images
 from pipelines.train import to_tensor, to_unit_range
 from pipelines.trained import load_classifier
 from pipelines.trajectory import MOVIE_FILE, STRIP_FILE, plan_with_trajectory
@@ -39,8 +42,9 @@ def short(base: RunConfig, **changes: object) -> RunConfig:
     sampler = replace(base.sample.sampler, respacing="10")
     upsampler = base.upsampler and replace(
         base.upsampler,
-        diffusion=diffusion,
-        train=replace(base.upsampler.train, images=2560),
+        training=replace(
+            base.upsampler.training, diffusion=diffusion, train=replace(base.upsampler.training.train, images=2560)
+        ),
         sample=replace(base.upsampler.sample, sampler=sampler),
     )
     return replace(
@@ -145,7 +149,7 @@ def test_another_average_draws_other_images_and_the_first_is_the_one_that_null_m
 def test_a_second_stage_enlarges_image_by_image_and_says_how(tmp_path: Path) -> None:
     store, steps = ArtifactStore(str(tmp_path)), plan(config := short(tiny_upsampled()))
     materialize([steps["upsample"]], store, backend=LocalBackend(), resources=Resources())
-    small, large = (drawn(store.path(steps[role]))[0] for role in ("sample", "upsample"))
+    small, large = (drawn(store.path(steps[role]), (0, 200))[0] for role in ("sample", "upsample"))
     assert small.shape == (200, 4, 4, 1)
     assert large.shape == (200, 8, 8, 1)
     assert config.upsampler is not None
@@ -153,7 +157,8 @@ def test_a_second_stage_enlarges_image_by_image_and_says_how(tmp_path: Path) -> 
     again, _ = enlarge_block(config.upsampler.sample, folder, upsampler, Resources(), (0, 128))
     assert np.array_equal(again, large[:128])
     small[5] = 255 - small[5]
-    np.savez(tmp_path / SAMPLES_FILE, arr_0=small)
+    (tmp_path / BLOCKS).mkdir()
+    (tmp_path / BLOCKS / "000000000-000000200.parquet").write_bytes(encoded_images((small, np.full(200, UNLABELLED))))
     other, _ = enlarge_block(config.upsampler.sample, tmp_path, upsampler, Resources(), (0, 128))
     assert np.flatnonzero((other != again).any(axis=(1, 2, 3))).tolist() == [5]
     said = json.loads((store.path(steps["upsample"]) / PROTOCOL_FILE).read_text())
@@ -169,9 +174,14 @@ def test_the_way_of_the_first_images_ends_in_them(store: ArtifactStore) -> None:
     assert (output / MOVIE_FILE).stat().st_size > 0
     strip = np.asarray(Image.open(output / STRIP_FILE))
     zoom = strip.shape[1] // (10 * 9 - 1)  # a line between images
-    last_column = np.stack([strip[::zoom, ::zoom][9 * row : 9 * row + 8, -8:] for row in range(0, 16, 2)])
+    first_column, last_column = (
+        np.stack([strip[::zoom, ::zoom][9 * row : 9 * row + 8, columns] for row in range(0, 16, 2)])
+        for columns in (slice(0, 8), slice(-8, None))
+    )
     images, _ = draw(store, (0, 8))
     assert np.abs(last_column.astype(int) - images[..., 0]).max() <= 1
+    noise = normal(seed=0, stream=SAMPLE_INIT, step=0, index=torch.arange(8), shape=(1, 8, 8))
+    assert np.array_equal(first_column, to_uint8(noise).numpy()[..., 0])
 
 
 @pytest.mark.parametrize(

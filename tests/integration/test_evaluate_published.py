@@ -43,7 +43,8 @@ SMALL = {
         diffusion=PROCESS,
     ),
 }
-FEW = ("sample.count=40", "metrics.kid_subset_size=20", "sample.sampler.respacing=4", "upsample.sampler.respacing=4")
+FEW = ("sample.count=40", "metrics.kid_subset_size=20", "sample.sampler.respacing=4")
+ENLARGED = "upsample.sampler.respacing=4"
 
 
 @pytest.fixture
@@ -94,9 +95,10 @@ def test_a_published_file_is_sampled_from_and_scored(
 
 def test_a_classifier_steers_it_and_an_upsampler_enlarges_it(files: dict[str, str], tmp_path: Path) -> None:
     steered = {"classifier": files["small_classifier"], "upsampler": files["small_upsampler"]}
-    assert evaluate(files, tmp_path, "sample.guidance_scale=2", **steered) == 0
+    assert evaluate(files, tmp_path, "sample.guidance_scale=2", ENLARGED, **steered) == 0
     protocol = json.loads((tmp_path / "numbers.json").read_text())["fd"]["protocol"]
     assert protocol["guidance"] == "classifier, scale 2"
+    assert protocol["classifier"].startswith("published small_classifier, SHA-256 ")
     assert protocol["upsampler weights"].startswith("published small_upsampler")
     (samples,) = (tmp_path / "store" / "upsample").glob(f"*/{SAMPLES_FILE}")
     with np.load(samples, allow_pickle=False) as stored:
@@ -125,8 +127,20 @@ def _last_of_each(settings: tuple[str, ...]) -> tuple[str, ...]:
         (("sample.guidance_scale=1",), {}, "--classifier is not given"),
         (("sample.guidance_scale=1",), {"classifier": "small_diffusion"}, "not a classifier"),
         ((), {"upsampler": "small_classifier"}, "not a network that makes images larger"),
-        (("sample.sampler.respacing=21",), {}, r"sample\.sampler\.respacing='21' with 20 timesteps"),
+        (
+            ("sample.sampler.respacing=21",),
+            {},
+            r"respacing='21' with --checkpoint: diffusion\.num_timesteps=20",
+        ),
         (("sample.count=30",), {}, r"sample\.count=30: .* take 40"),
+        ((ENLARGED,), {}, "no second stage"),
+        ((ENLARGED,), {"upsampler": "small_upsampler"}, "one of 10 classes, but the samples are of no classes"),
+        (("sample.ema=0.5",), {}, r"sample\.ema=0\.5"),
+        (
+            ("sample.guidance_scale=1", "sample.seed=1", ENLARGED),
+            {"classifier": "small_classifier", "upsampler": "small_upsampler"},
+            r"upsample\.seed=1: that is sample\.seed",
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused_before_anything_is_drawn(
@@ -141,6 +155,8 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_drawn(
 def test_a_file_that_is_not_there_or_carries_code_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(PapertableError, match="no such file"):
         evaluate({**files, "small_diffusion": str(tmp_path / "none.pt")}, tmp_path)
+    with pytest.raises(PapertableError, match="it is not loaded"):
+        evaluate({**files, "small_diffusion": f"{files['small_diffusion']}#sha256={'0' * 64}"}, tmp_path)
     torch.save({"weights": torch.nn.Linear(1, 1)}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="carries code"):
         evaluate({**files, "small_diffusion": str(tmp_path / "code.pt")}, tmp_path)

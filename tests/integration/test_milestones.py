@@ -11,7 +11,7 @@ import pytest
 
 from diffusion.ema import EmaConfig
 from orchestrator.backend import LocalBackend
-from orchestrator.errors import PreflightError
+from orchestrator.errors import PreflightError, StepFailed
 from orchestrator.journal import read_points
 from orchestrator.materialize import materialize
 from orchestrator.step import JOURNAL_FILE, Resources, Step
@@ -69,6 +69,26 @@ def test_it_goes_on_from_wherever_the_first_one_kept_its_state(tmp_path: Path) -
     trained(store, short(images=12 * BATCH, milestones=(4 * BATCH, 8 * BATCH)), checkpoints=elsewhere)
 
 
+def test_a_part_with_states_of_its_own_needs_none_of_the_first_any_more(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    first = trained(store, short(images=4 * BATCH))
+    longer = trained(store, short(images=8 * BATCH, milestones=(4 * BATCH,)))
+    weights = (store.path(longer) / MODEL_FILE).read_bytes()
+    shutil.rmtree(store.path(first) / "checkpoints")
+    (store.path(longer) / "record.json").unlink()  # as if it had been killed before that
+    trained(store, short(images=8 * BATCH, milestones=(4 * BATCH,)))
+    assert (store.path(longer) / MODEL_FILE).read_bytes() == weights
+
+
+def test_a_first_part_whose_last_state_is_damaged_is_told_by_place(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    finished = trained(store, short(images=4 * BATCH))
+    for state in (store.path(finished) / "checkpoints").glob("step-*/state.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(StepFailed, match=rf"train/{finished.fingerprint}/checkpoints: the last state .* is damaged"):
+        trained(store, short(images=8 * BATCH, milestones=(4 * BATCH,)))
+
+
 def test_a_first_part_whose_state_was_removed_is_told_by_name(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path))
     finished = trained(store, short(images=4 * BATCH))
@@ -82,6 +102,12 @@ def test_a_first_part_whose_state_was_removed_is_told_by_name(tmp_path: Path) ->
 def test_milestones_that_are_none_are_refused(milestones: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"milestones=\["):
         short(images=4 * BATCH, milestones=milestones)
+
+
+def test_a_milestone_within_the_warm_up_is_refused() -> None:
+    base = short(images=4 * BATCH)
+    with pytest.raises(ValueError, match=r"milestones=\[32\].*train\.lr_warmup_images=64"):
+        replace(base, train=replace(base.train, lr_warmup_images=64), milestones=(BATCH,))
 
 
 def test_a_learning_rate_that_falls_towards_the_end_has_no_milestones() -> None:

@@ -70,6 +70,12 @@ def test_quartiles_hold_every_loss_once_in_its_quarter_of_t(t: list[int], seed: 
         assert counts[quarter].item() == pytest.approx(sum(float(weights[i]) for i in inside))
 
 
+def test_a_loss_that_is_no_number_is_in_its_own_quarter_alone() -> None:
+    values, weights = torch.tensor([[1.0, float("nan"), 3.0]]), torch.ones(3)
+    sums, _ = quartile_sums(torch.tensor([0, STEPS // 2, STEPS - 1]), values, weights, num_timesteps=STEPS)
+    assert sums.isnan().tolist() == [False, False, True, False]
+
+
 @given(t=timesteps)
 def test_the_mean_channels_of_hybrid_learn_exactly_what_simple_teaches(t: list[int]) -> None:
     hybrid = Fixed(4)

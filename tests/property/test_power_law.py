@@ -87,8 +87,20 @@ def test_the_largest_size_is_foretold_by_the_others() -> None:
         ([1.0, 2.0, 3.0, 0.0], [3.0, 2.0, 1.0, 1.0], "more than 0"),
         ([1.0, 2.0, 3.0, 4.0], [3.0, 2.0, float("nan"), 1.0], "finite"),
         ([1.0, 2.0], [3.0], "shape"),
+        ([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0], "all values are 2"),
+        ([1.0, 2.0, 4.0, 8.0, 16.0], [2.0, 2.3, 2.7, 3.1, 3.6], "do not fall"),
     ],
 )
 def test_points_through_which_no_one_law_goes_are_refused(compute: list, values: list, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fit(np.array(compute), np.array(values))
+
+
+def test_no_interval_leaves_what_can_be() -> None:
+    compute = np.repeat(np.geomspace(1, 30, 4), 2)
+    law = PowerLaw(0.2, 0.0, 0.05)
+    values = law.at(compute) * np.exp(0.03 * np.random.default_rng(0).standard_normal(8))
+    found = fit_with_intervals(compute, values, [str(size) for size in compute], seed=0, replicates=100)
+    assert found.interval("offset").low >= 0
+    assert found.interval("exponent").low > 0
+    assert found.prediction(1e6).low > 0

@@ -78,6 +78,13 @@ def test_what_was_made_of_other_inputs_or_by_another_version_is_made_again(
         assert len(work.asked) == (5 if changed else 0)
 
 
+def test_blocks_of_another_size_do_not_stay_beside_the_new_ones(tmp_path: Path, kept: Kept[np.ndarray]) -> None:
+    run(Work(), tmp_path, kept)
+    found = map_blocks(context(tmp_path), Work(), COUNT, block_size=SIZE + 5, kept=kept)
+    assert np.array_equal(np.concatenate(found), np.arange(COUNT) ** 2)
+    assert len(list(kept.folder.iterdir())) == len(found)
+
+
 @pytest.mark.parametrize("harm", ["cut", "flipped", "empty"])
 def test_a_block_that_is_damaged_is_computed_again(tmp_path: Path, kept: Kept[np.ndarray], harm: str) -> None:
     run(Work(), tmp_path, kept)
