@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -20,13 +20,14 @@ import tyro
 from orchestrator.config import override, parse_settings
 from orchestrator.display import Display, duration
 from orchestrator.errors import PreflightError
-from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
+from orchestrator.experiment import Better, Experiment
 from orchestrator.materialize import pending
 from orchestrator.protocols import MixedProtocols
 from orchestrator.run import StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from orchestrator.tracker import Tracker
 from orchestrator.views import Presentation
+from pipelines import objectives
 from pipelines.cli import HERE, Overrides, Places, check_workers, choose, run
 from pipelines.configs import RunConfig
 from pipelines.drawn import GRID_FILE, STRIP_FILE
@@ -36,12 +37,6 @@ from pipelines.plan import check, plan
 from pipelines.presets import PRESETS
 
 SOME_CELLS_FAILED = 4
-IMAGES_TO_FILL = 103_000
-"""Uniform draws of t until each of 4000 had ten: the median of simulated runs."""
-FEW_POOLS = 60
-LEARNED = {"diffusion.variance": "learned_range"}
-SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
-HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
 
 
 @dataclass(frozen=True)
@@ -52,96 +47,18 @@ class Study:
     experiment: Any
 
 
-def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConfig]:
-    """Improved DDPM, table 2 (CIFAR-10): T, schedule and loss against NLL and FID."""
-    return Experiment(
-        name="iddpm-objectives",
-        title="Improved DDPM, table 2",
-        question=STUDIES["iddpm-objectives"].question,
-        source="Nichol & Dhariwal 2021, table 2: CIFAR-10, 500K iterations",
-        base=base,
-        seeds=seeds,
-        variants={
-            "1K linear simple": {"diffusion.num_timesteps": 1000, "diffusion.schedule": "linear", **SIMPLE},
-            "4K linear simple": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "linear", **SIMPLE},
-            "4K linear hybrid": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "linear", **HYBRID},
-            "4K cosine simple": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", **SIMPLE},
-            "4K cosine hybrid": {"diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", **HYBRID},
-            "4K cosine vlb": {
-                "diffusion.num_timesteps": 4000, "diffusion.schedule": "cosine", "diffusion.loss": "vlb", **LEARNED,
-                "train.timesteps.kind": "loss_second_moment", "train.timesteps.pools": _pools(base),
-            },
-        },
-        columns=(
-            Column(
-                metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images"
-            ),
-            _frechet_column(base),
-            Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples"),
-        ),
-        paper_columns=(
-            PaperColumn(key="nll_bpd", label="paper NLL", format=".2f"),
-            PaperColumn(key="fid", label="paper FID", format=".2f"),
-        ),
-        paper={
-            "1K linear simple": {"nll_bpd": 3.73, "fid": 3.29},
-            "4K linear simple": {"nll_bpd": 3.37, "fid": 2.90},
-            "4K linear hybrid": {"nll_bpd": 3.26, "fid": 3.07},
-            "4K cosine simple": {"nll_bpd": 3.26, "fid": 3.05},
-            "4K cosine hybrid": {"nll_bpd": 3.17, "fid": 3.19},
-            "4K cosine vlb": {"nll_bpd": 2.94, "fid": 11.47},
-        },
-        claims=_objective_claims(frechet_name(base.features)),
-    )  # fmt: skip
-
-
 def presentation(base: RunConfig, mixed_protocols: MixedProtocols = "refuse") -> Presentation:
     """What of a study at that scale people look at."""
+    drawn = "sample" if base.upsampler is None else "upsample"  # what is judged
     return Presentation(
-        attachments=(("sample", GRID_FILE),), strip=("sample", STRIP_FILE),
+        attachments=((drawn, GRID_FILE),), strip=(drawn, STRIP_FILE),
         scatter=("nll_bpd", frechet_name(base.features)),
         curve=("train", "simple", "L_simple, training"), mixed_protocols=mixed_protocols,
     )  # fmt: skip
 
 
-def _frechet_column(base: RunConfig) -> Column:
-    """FID where Inception sees the images; over another network the distance has a name of its own."""
-    name = frechet_name(base.features)
-    label = {"fid": "FID", "fd": "Frechet distance"}[name]
-    return Column(metric=name, label=label, format=".2f", best="min", error=f"{name}_se", count="fd_samples")
-
-
-def _objective_claims(distance: str) -> tuple[Claim, ...]:
-    return (
-        Better(
-            text="hybrid beats simple (linear)", metric="nll_bpd", better="4K linear hybrid", worse="4K linear simple"
-        ),
-        Better(
-            text="hybrid beats simple (cosine)", metric="nll_bpd", better="4K cosine hybrid", worse="4K cosine simple"
-        ),
-        Better(
-            text="cosine beats linear (simple)", metric="nll_bpd", better="4K cosine simple", worse="4K linear simple"
-        ),
-        Better(
-            text="cosine beats linear (hybrid)", metric="nll_bpd", better="4K cosine hybrid", worse="4K linear hybrid"
-        ),
-        Better(text="4K steps beat 1K", metric="nll_bpd", better="4K linear simple", worse="1K linear simple"),
-        Better(text="4K steps beat 1K", metric=distance, better="4K linear simple", worse="1K linear simple"),
-        Extreme(text="vlb has the best NLL", metric="nll_bpd", variant="4K cosine vlb", which="best"),
-        Extreme(text="vlb has the worst FID", metric=distance, variant="4K cosine vlb", which="worst"),
-        Extreme(text="vlb has the worst FID", metric="kid", variant="4K cosine vlb", which="worst"),
-    )
-
-
-def _pools(base: RunConfig) -> int | None:
-    """A loss history for each t, as in the paper, unless filling them would take more than a tenth of the run."""
-    return None if base.train.images >= 10 * IMAGES_TO_FILL else FEW_POOLS
-
-
 STUDIES: dict[str, Study] = {
-    "iddpm-objectives": Study(
-        "Which T, schedule and loss buy likelihood, and what do they cost in FID?", iddpm_objectives
-    ),
+    "iddpm-objectives": Study(objectives.QUESTION, objectives.iddpm_objectives),
 }
 
 
@@ -151,6 +68,7 @@ def main(
     preset: str = "tiny",
     seeds: int = 1,
     rows: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    milestones: tyro.conf.UseAppendAction[tuple[int, ...]] = (),
     places: Annotated[Places, tyro.conf.arg(name="")] = HERE,
     set: Overrides = (),
     data: str | None = None,
@@ -169,6 +87,7 @@ def main(
             reduced (one GPU, hours).
         seeds: How many training seeds every row gets: 0, 1, ... More than before trains only the new ones.
         rows: One of the rows, as the table calls it; repeatable. By default all. Trained once, whatever table it is in.
+        milestones: Images seen at which every row is judged, too, in a row of its own, while it trains on; repeatable.
         places: Where artifacts are kept and how many workers a cell gets.
         data: A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them.
         set: Dotted settings changed in every row, such as train.images=50000.
@@ -185,8 +104,10 @@ def main(
     if study is None:
         raise ValueError(f"which study? There are: {', '.join(STUDIES)}; --list says what they ask")
     store = places.artifact_store()
-    experiment = build(study, preset=preset, seeds=seeds, settings=set, images=data_changes(data, store))
-    experiment = experiment.only(rows) if rows else experiment
+    experiment = build(
+        study, preset=preset, seeds=seeds, settings=set, images=data_changes(data, store), rows=rows,
+        milestones=milestones,
+    )  # fmt: skip
     check_workers(experiment.base.train, places)
     if cells_at_once is not None and cells_at_once < 1:
         raise ValueError(f"--cells-at-once {cells_at_once}: must be at least 1")
@@ -200,9 +121,10 @@ def main(
 
 
 def build(
-    study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = (), images: Mapping[str, Any] | None = None
-) -> Experiment[RunConfig]:
-    """The study at a preset's scale, by choice on other images (data_changes).
+    study: str, *, preset: str, seeds: int, settings: tuple[str, ...] = (), images: Mapping[str, Any] | None = None,
+    rows: tuple[str, ...] = (), milestones: tuple[int, ...] = (),
+) -> Experiment[RunConfig]:  # fmt: skip
+    """The study at a preset's scale, by choice on other images (data_changes), some rows of it, or judged on the way.
 
     Raises ValueError for an unknown name, key or value.
     """
@@ -213,7 +135,21 @@ def build(
     changes = parse_settings(at_scale, settings)
     experiment = chosen.experiment(override(at_scale, {**(images or {}), **changes}), tuple(range(seeds)))
     _check_settings_matter(experiment, changes)
-    return experiment
+    experiment = experiment.only(rows) if rows else experiment
+    return _judged_on_the_way(experiment, milestones) if milestones else experiment
+
+
+def _judged_on_the_way(experiment: Experiment[RunConfig], milestones: tuple[int, ...]) -> Experiment[RunConfig]:
+    """Each row after one for every milestone, which shares its training up to there: ADR 10."""
+    variants = {}
+    for row, settings in experiment.variants.items():
+        for number, images in enumerate(milestones):
+            shorter = {"train.images": images, "milestones": milestones[:number]}
+            variants[f"{row}, {images:,} images"] = {**settings, **shorter}
+        variants[row] = {**settings, "milestones": milestones}
+    # The best of all rows is another claim where each stands there at several lengths.
+    claims = tuple(claim for claim in experiment.claims if isinstance(claim, Better))
+    return replace(experiment, variants=variants, claims=claims)
 
 
 def _check_settings_matter(experiment: Experiment[RunConfig], settings: Iterable[str]) -> None:

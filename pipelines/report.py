@@ -33,6 +33,10 @@ class Table:
     """The scale at which it was run."""
     seeds: int = 1
     """How many training seeds every row has."""
+    rows: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The rows it was run with, where not all."""
+    milestones: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
+    """Those it was run with."""
     set: Overrides = ()
     data: str | None = None
     """The prepared data set, by name, that took the place of the preset's."""
@@ -45,7 +49,11 @@ class Table:
         """The study, and its store."""
         artifacts = Places(store=self.store).artifact_store()
         images = data_changes(self.data, artifacts)
-        return build(self.study, preset=self.preset, seeds=self.seeds, settings=self.set, images=images), artifacts
+        experiment = build(
+            self.study, preset=self.preset, seeds=self.seeds, settings=self.set, images=images, rows=self.rows,
+            milestones=self.milestones,
+        )  # fmt: skip
+        return experiment, artifacts
 
     def __call__(self) -> int:
         """Print it."""
