@@ -60,6 +60,7 @@ def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
         output=ctx.output,
         checkpoints=checkpoints,
         start=start,
+        goes_on="start" in ctx.inputs,
         fence=ctx.fence,
         began_by=ctx.began_by,
         checkpoint_seconds=resources.checkpoint_seconds,

@@ -75,3 +75,5 @@ class Place:
     checkpoint_steps: int | None
     start: str | None = None
     """Where another training is kept, from whose end this one goes on; None once it has states of its own."""
+    goes_on: bool = False
+    """Whether it is such a one, for those who read of it."""

@@ -225,7 +225,8 @@ class TrainingRun:
             "parameters": float(_count(self.state.model)),
             **self.training.held_out.metrics(),
         }
-        length = f"trained on {self.state.images_seen:,} images, a batch of {self.training.config.batch_size} at a time"
+        begins = "then trained on, to" if self.place.goes_on else "trained on"
+        length = f"{begins} {self.state.images_seen:,} images, a batch of {self.training.config.batch_size} at a time"
         return {"metrics": metrics, "notes": [length, *self._notes(), *self.damage]}
 
     def _write(self, file: str, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
