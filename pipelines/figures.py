@@ -125,7 +125,7 @@ class GradientNoise(OfModels):
     """Draw the gradient noise scale against images seen, with t drawn evenly and by importance."""
 
     images_seen: tuple[int, ...] = ()
-    """Trainings of so many images, each a model of its own; by default the arm's train.images."""
+    """One training, looked at after so many images each; by default the arm's train.images."""
     how: Annotated[GradientNoiseConfig, tyro.conf.arg(name="")] = field(default_factory=GradientNoiseConfig)
 
     def __call__(self) -> int:
@@ -145,10 +145,15 @@ class GradientNoise(OfModels):
         return 0
 
     def _lengths(self, arm: Arm) -> list[Arm]:
-        images_seen = sorted(set(self.images_seen)) or [arm.config.train.images]
+        images_seen = tuple(sorted(set(self.images_seen))) or (arm.config.train.images,)
+        # Where the learning rate falls towards the end, a shorter training is no beginning of a longer one.
+        shared = arm.config.train.lr_anneal == "none"
+        lengths = {
+            images: {"train.images": images, "milestones": images_seen[:number] if shared else ()}
+            for number, images in enumerate(images_seen)
+        }
         return [
-            Arm(f"{arm.label}, {images} images", override(arm.config, {"train.images": images}))
-            for images in images_seen
+            Arm(f"{arm.label}, {images} images", override(arm.config, settings)) for images, settings in lengths.items()
         ]
 
 
