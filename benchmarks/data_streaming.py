@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
         (folder / "server").mkdir()
-        server = stack.enter_context(seaweedfs(folder / "server", volumes=100))
+        server = stack.enter_context(seaweedfs(folder / "server"))
         os.environ.update(AWS_ENDPOINT_URL=server.url, AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET,
                           AWS_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true")  # fmt: skip
         server.files().create_dir("noise")

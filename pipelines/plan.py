@@ -13,6 +13,7 @@ from pipelines.decoded import MIB
 from pipelines.evaluate import metrics_step
 from pipelines.features import features_step, reference_step
 from pipelines.nll import nll_step
+from pipelines.own_classifier import OwnClassifierConfig
 from pipelines.readers import check_memory
 from pipelines.sample import sample_step
 from pipelines.shards import Manifest, count_images
@@ -40,6 +41,8 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
     if config.is_guided and config.classifier is not None:
         classes["classifier.model.num_classes"] = config.classifier.model.num_classes
     _check_classes(classes, sources["dataset"])
+    if isinstance(config.features, OwnClassifierConfig):
+        _check_classes({"features.num_classes": config.features.num_classes}, compared, or_none="")
     _check_shuffling(config.train, sources["dataset"], data_mib=data_mib)
     if config.upsampler is not None:
         training = config.upsampler.training
@@ -58,11 +61,11 @@ def _check_counts(data: DataConfig, asked: Mapping[str, int], dataset: Path) -> 
             raise ValueError(f"{name}={count}: {_named(data)} has {images} held-out images; ask for at most that")
 
 
-def _check_classes(told: Mapping[str, int | None], dataset: Path) -> None:
+def _check_classes(told: Mapping[str, int | None], dataset: Path, *, or_none: str = ", or null") -> None:
     classes = len(Manifest.read(dataset).classes)
     for name, known in told.items():
         if known is not None and known != classes:
-            raise ValueError(f"{name}={known}: the data set has {classes} classes; set it to that, or null")
+            raise ValueError(f"{name}={known}: the data set has {classes} classes; set it to that{or_none}")
 
 
 def _check_shuffling(train: TrainConfig, dataset: Path, *, data_mib: int) -> None:

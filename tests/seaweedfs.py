@@ -20,7 +20,8 @@ from pyarrow import fs
 
 KEY, SECRET = "TESTKEY2718281828", "testsecret3141592653"
 PUBLIC_BUCKET, PRIVATE_BUCKET = "public", "private"
-"""There from the start. Each new bucket takes several of the server's volumes, of which there are not many."""
+VOLUMES = 100
+"""Of 64 MB. A bucket takes several at once, and more as it fills: with 20, a third bucket found none left."""
 STARTS_WITHIN = 60.0
 SERVICES = ("master", "volume", "filer", "s3")
 
@@ -47,8 +48,8 @@ class ObjectServer:
 
 
 @contextmanager
-def seaweedfs(folder: Path, *, volumes: int = 20) -> Iterator[ObjectServer]:
-    """A server with its data in the folder, in volumes of 64 MB; it ends with the block, or with this process."""
+def seaweedfs(folder: Path) -> Iterator[ObjectServer]:
+    """A server with its data in the folder; it ends with the block, or with this process."""
     identities = [
         {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]},
         {"name": "anonymous", "actions": [f"Read:{PUBLIC_BUCKET}", f"List:{PUBLIC_BUCKET}"]},
@@ -61,7 +62,7 @@ def seaweedfs(folder: Path, *, volumes: int = 20) -> Iterator[ObjectServer]:
     command = [
         _program(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *places, "-s3",
         f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64",
-        f"-volume.max={volumes}", "-master.telemetry=false",
+        f"-volume.max={VOLUMES}", "-master.telemetry=false",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, preexec_fn=_end_with_parent)
