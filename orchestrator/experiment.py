@@ -58,6 +58,16 @@ class Extreme:
 Claim = Better | Extreme
 
 
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What the paper has on a figure's x axis: rows are points of lines."""
+
+    label: str
+    points: Mapping[str, tuple[str, float]]
+    """Row -> (line it is a point of, its x)."""
+    log: bool = False
+
+
 @dataclass(frozen=True)
 class Trial(Generic[C]):
     """One cell: a row at one seed, with the whole frozen config it stands for."""
@@ -95,6 +105,9 @@ class Experiment(Generic[C]):
     paper: Mapping[str, Mapping[str, float]]
     """Row name -> the paper's numbers by key."""
     claims: tuple[Claim, ...] = ()
+    varies: tuple[str, ...] = ()
+    """Keys of protocols in which rows differ on purpose, such as sampler: what the table is about."""
+    axis: Axis | None = None
 
     def __post_init__(self) -> None:
         if not self.variants or not self.columns:
@@ -133,6 +146,7 @@ class Experiment(Generic[C]):
             self,
             variants=kept,
             paper={variant: numbers for variant, numbers in self.paper.items() if variant in kept},
+            axis=self.axis and replace(self.axis, points={v: at for v, at in self.axis.points.items() if v in kept}),
             claims=tuple(claim for claim in claims if {claim.better, claim.worse} <= kept.keys()),
         )
 
@@ -151,6 +165,8 @@ class Experiment(Generic[C]):
             if meaning in meanings:
                 raise ValueError(f"{self.name}: rows {meanings[meaning]!r} and {variant!r} have the same config")
             meanings[meaning] = variant
+        for variant in self.axis.points if self.axis is not None else ():
+            self._known("row", variant, list(self.variants), "axis")
         keys = [column.key for column in self.paper_columns]
         for variant, numbers in self.paper.items():
             self._known("row", variant, list(self.variants), "paper")

@@ -35,6 +35,11 @@ def deciding(protocol: Protocol) -> dict[str, Any]:
     return {key: value for key, value in protocol.items() if key != MEASURED_WITH and value is not None}
 
 
+def without(protocol: Protocol, keys: Sequence[str]) -> dict[str, Any]:
+    """All but those keys: a table that is about them compares by the others."""
+    return {key: value for key, value in protocol.items() if key not in keys}
+
+
 def differences(first: Protocol, second: Protocol) -> dict[str, tuple[Any, Any]]:
     """Key -> its values in two protocols, where they decide and differ; None: it is not there."""
     ours, theirs = deciding(first), deciding(second)

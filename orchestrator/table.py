@@ -22,6 +22,7 @@ from orchestrator.protocols import (
     measured_otherwise,
     measured_with,
     protocol_fingerprint,
+    without,
 )
 from orchestrator.verdicts import Measured, Verdict, judge
 
@@ -93,7 +94,8 @@ class ComparisonTable:
         error = self.experiment.column(metric).error
         errors = {result.seed: result.metrics[error] for result in rows} if error is not None else {}
         values = {result.seed: result.metrics[metric] for result in rows}
-        return Measured(values, errors, comparable_by(rows[0].protocol.get(metric, {})))
+        protocol = without(rows[0].protocol.get(metric, {}), self.experiment.varies)
+        return Measured(values, errors, comparable_by(protocol))
 
     def centre(self, variant: str, metric: str) -> tuple[float, float | None] | None:
         """A row's mean over seeds and the half width of its 95% interval (None for one seed of several).
@@ -185,8 +187,11 @@ class ComparisonTable:
         for column in self.experiment.columns:
             protocol = next((r.protocol[column.metric] for r in measured if column.metric in r.protocol), None)
             if protocol:
-                decides = ", ".join(f"{key} {value}" for key, value in deciding(protocol).items())
-                lines.append(f"{column.label} [{protocol_fingerprint(protocol)}]: {decides}")
+                shared = without(protocol, self.experiment.varies)
+                decides = ", ".join(f"{key} {value}" for key, value in deciding(shared).items())
+                by_row = [key for key in self.experiment.varies if key in protocol]
+                varied = f"; by row: {', '.join(by_row)}" if by_row else ""
+                lines.append(f"{column.label} [{protocol_fingerprint(shared)}]: {decides}{varied}")
         lines += self._marked
         lines += measured_with((row.variant, protocol) for row in measured for protocol in row.protocol.values())
         return [*lines, f"Paper: {self.experiment.source}."] if self.experiment.paper else lines
@@ -241,8 +246,8 @@ class ComparisonTable:
         return [f"{rows[0].metrics[count]:.0f}" if rows else "" for count in self._counts()]
 
     def _mark(self, column: Column, mixed_protocols: MixedProtocols) -> None:
-        rows = [(row.variant, row.protocol[column.metric]) for row in self._in_order(self.results)
-                if column.metric in row.protocol]  # fmt: skip
+        rows = [(row.variant, without(row.protocol[column.metric], self.experiment.varies))
+                for row in self._in_order(self.results) if column.metric in row.protocol]  # fmt: skip
         for otherwise in measured_otherwise(column.label, rows):
             if mixed_protocols == "refuse":
                 raise ValueError(otherwise.refusal())

@@ -36,7 +36,7 @@ SMALL = [
 def command(store: Path, *arguments: str, images: int = 2560) -> list[str]:
     """The command line of the study, with every row trained on so many images."""
     script = str(ROOT / "pipelines" / "ablation.py")
-    return [sys.executable, script, "iddpm-objectives", "--store", str(store), *arguments, *settings(images)]
+    return [sys.executable, script, "iddpm-cifar10", "--store", str(store), *arguments, *settings(images)]
 
 
 def settings(images: int = 2560) -> list[str]:
@@ -52,7 +52,7 @@ def call(store: Path, *arguments: str, images: int = 2560) -> subprocess.Complet
 
 def report(verb: str, store: Path, *arguments: str, images: int = 2560) -> subprocess.CompletedProcess[str]:
     """What pipelines/report.py says of it."""
-    script = [sys.executable, str(ROOT / "pipelines" / "report.py"), verb, "iddpm-objectives", "--store", str(store)]
+    script = [sys.executable, str(ROOT / "pipelines" / "report.py"), verb, "iddpm-cifar10", "--store", str(store)]
     return subprocess.run(
         [*script, *arguments, *settings(images)], capture_output=True, text=True, timeout=300, cwd=ROOT
     )

@@ -12,7 +12,6 @@ import grimp
 import pytest
 
 from orchestrator.step import walk
-from pipelines.ablation import STUDIES, build
 from pipelines.plan import plan
 from pipelines.presets import PRESETS
 
@@ -119,29 +118,6 @@ def test_every_preset_plans_a_whole_run(preset: str) -> None:
     steps = plan(PRESETS[preset]())
     assert {"dataset", "train", "nll", "sample", "reference", "features", "metrics"} <= steps.keys()
     assert set(walk([steps["nll"], steps["metrics"]])) == set(steps.values())
-
-
-@pytest.mark.parametrize("study", STUDIES)
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_study_builds_at_every_preset(study: str, preset: str) -> None:
-    experiment = build(study, preset=preset, seeds=2)
-    keys = {step.key for trial in experiment.trials() for step in plan(trial.config).values()}
-    cells, stages = 2 * len(experiment.variants), 1 if experiment.base.upsampler is None else 2
-    # Each cell trains, samples (in each stage) and is measured for itself; the data, its features, and the network of a
-    # second stage with its data are everybody's.
-    assert len(keys) == (4 + stages) * cells + 2 * stages
-
-
-def test_rows_that_are_judged_on_the_way_train_nothing_besides() -> None:
-    rows = ("4K cosine simple", "4K cosine hybrid")
-    whole = build("iddpm-objectives", preset="tiny", seeds=1, rows=rows)
-    often = build("iddpm-objectives", preset="tiny", seeds=1, rows=rows, milestones=(6_400, 12_800))
-    assert list(often.variants)[:3] == [f"{rows[0]}, 6,400 images", f"{rows[0]}, 12,800 images", rows[0]]
-    trained = {step.key for trial in often.trials() for step in walk([plan(trial.config)["train"]])}
-    assert len(trained) == 1 + 2 * 3  # the data, and for each row three parts that go on from each other
-    assert whole.claims == often.claims
-    with pytest.raises(ValueError, match=r"row '4K cosine simple, 6,401 images': train.images=6401"):
-        build("iddpm-objectives", preset="tiny", seeds=1, rows=rows, milestones=(6_401,))
 
 
 COMMANDS = [path.name for path in sorted((ROOT / "pipelines").glob("*.py")) if "__main__" in path.read_text()]

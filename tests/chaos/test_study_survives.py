@@ -180,7 +180,7 @@ def checkpoints(store: Path) -> list[Path]:
 def assert_mlflow_has_each_point_once(uri: str, store: Path) -> None:
     """Every point of every journal is in MLflow, once, with its value and its time, and nothing else is."""
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("iddpm-objectives")
+    experiment = client.get_experiment_by_name("iddpm-cifar10")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`papertable.role` = 'trial'")
     assert {run.info.status for run in runs} == {"FINISHED"}

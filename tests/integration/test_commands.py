@@ -11,7 +11,7 @@ from orchestrator.ray_tune import TuneLauncher
 from pipelines import ablation, data_commands, single
 from pipelines.cli import run
 
-STUDY = "iddpm-objectives"
+STUDY = "iddpm-cifar10"
 
 
 def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object = ablation.main) -> int:
@@ -31,7 +31,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["iddpm-objective"], "did you mean 'iddpm-objectives'"),
+        (["iddpm-cifar1"], "did you mean 'iddpm-cifar10'"),
         ([STUDY, "--preset", "tinny"], "did you mean 'tiny'"),
         ([STUDY, "--seeds", "0"], "--seeds 0"),
         ([STUDY, "--workers", "0"], "workers=0"),
@@ -44,7 +44,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--set", "train.images=100"], "multiple of train.batch_size=128, such as 128"),
         ([STUDY, "--set", "train.lr=1e-3", "--set", "train.lr=1e-4"], "train.lr is set twice"),
         ([STUDY, "--set", "seed=3"], "--seeds"),
-        ([STUDY, "--set", "diffusion.schedule=linear"], "what the rows of iddpm-objectives differ in"),
+        ([STUDY, "--set", "diffusion.schedule=linear"], "what the rows of iddpm-cifar10 differ in"),
         ([STUDY, "--set", 'diffusion={"num_timesteps": 777}'], "--set diffusion.num_timesteps"),
         ([STUDY, "--set", "train.timesteps.kind=loss_second_moment"], "(4K cosine vlb)"),
         ([STUDY, "--set", 'train.timesteps={"kind": [1]}'], "must be one of uniform, loss_second_moment"),
@@ -63,7 +63,7 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--store", "file://artifacts"], "file:///FOLDER"),
         ([STUDY, "--tracking-uri", "./mlruns"], "sqlite:///FILE"),
         ([STUDY, "--tracking-uri", "htp://127.0.0.1"], "sqlite:///FILE"),
-        (["--preset", "tiny"], "which study? There are: iddpm-objectives"),
+        (["--preset", "tiny"], "which study? There are: iddpm-cifar10"),
         ([STUDY, "--set", "nll.images=100000"], "358 held-out images"),
         ([STUDY, "--set", "metrics.kid_subset_size=400"], "358 held-out images"),
     ],

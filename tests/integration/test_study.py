@@ -48,7 +48,7 @@ def client(study: Study) -> MlflowClient:
 
 @pytest.fixture(scope="session")
 def parent(client: MlflowClient) -> Run:
-    experiment = client.get_experiment_by_name("iddpm-objectives")
+    experiment = client.get_experiment_by_name("iddpm-cifar10")
     assert experiment is not None
     (run,) = [
         run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags
@@ -166,7 +166,7 @@ def test_another_mlflow_learns_everything_from_the_store(
     told = report("sync", study.store, "--tracking-uri", uri)
     assert told.returncode == 0, told.stderr
     other = MlflowClient(tracking_uri=uri)
-    experiment = other.get_experiment_by_name("iddpm-objectives")
+    experiment = other.get_experiment_by_name("iddpm-cifar10")
     assert experiment is not None
     runs = {run.data.tags.get("papertable.variant"): run for run in other.search_runs([experiment.experiment_id])}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -189,7 +189,7 @@ def test_a_cell_without_a_result_is_told_as_interrupted(study: Study, tmp_path: 
     assert told.returncode == 0, told.stderr
     assert "FAILED (it has no result yet)" in told.stdout
     other = MlflowClient(tracking_uri=uri)
-    experiment = other.get_experiment_by_name("iddpm-objectives")
+    experiment = other.get_experiment_by_name("iddpm-cifar10")
     assert experiment is not None
     states = [run.info.status for run in other.search_runs([experiment.experiment_id])]
     assert sorted(states) == ["FINISHED"] * (len(ROWS) - 1) + ["KILLED"] * 2  # the cell, and the study

@@ -15,10 +15,10 @@ SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
 HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
 
 
-def iddpm_objectives(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConfig]:
+def iddpm_cifar10(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConfig]:
     """Improved DDPM, table 2 (CIFAR-10): T, schedule and loss against NLL and FID."""
     return Experiment(
-        name="iddpm-objectives",
+        name="iddpm-cifar10",
         title="Improved DDPM, table 2",
         question=QUESTION,
         source="Nichol & Dhariwal 2021, table 2: CIFAR-10, 500K iterations",

@@ -1,0 +1,257 @@
+"""How is a table of a paper run? What the commands of all studies share: scale, run, and what is said at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import tyro
+
+from orchestrator.config import override, parse_settings
+from orchestrator.display import Display, duration
+from orchestrator.errors import PreflightError
+from orchestrator.experiment import Better, Experiment
+from orchestrator.materialize import pending
+from orchestrator.protocols import MixedProtocols
+from orchestrator.run import StudyOutcome, run_experiment
+from orchestrator.store import ArtifactStore
+from orchestrator.tracker import Tracker
+from orchestrator.views import Presentation
+from pipelines.cli import HERE, Overrides, Places, check_workers, choose
+from pipelines.configs import RunConfig
+from pipelines.drawn import GRID_FILE, STRIP_FILE
+from pipelines.evaluate import frechet_name
+from pipelines.named_data import data_changes
+from pipelines.plan import check, plan
+
+SOME_CELLS_FAILED = 4
+Seeds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is run."""
+
+    base: Callable[[], RunConfig]
+    """What its rows vary."""
+    images: str | None = None
+    """Which images --data must name, where they are none that the project brings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A table of a paper, before it is given a scale."""
+
+    question: str
+    experiment: Callable[[RunConfig, Seeds], Experiment[RunConfig]]
+    scales: Mapping[str, Scale]
+    """By the name of the preset."""
+    scatter: tuple[str, str] | None = None
+    """Two metrics that are plotted against each other; "frechet" is the distance by the name it has there."""
+
+
+Catalogue = Mapping[str, Study]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which study, at which scale, and how much of it."""
+
+    study: tyro.conf.Positional[str | None] = None
+    """Name of the study; see --list."""
+    preset: str = "tiny"
+    """Scale at which it is run: tiny (two CPU cores, minutes), reduced (one GPU, hours) or paper (as published)."""
+    seeds: int = 1
+    """How many training seeds every row gets: 0, 1, ... More than before trains only the new ones."""
+    rows: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """One of the rows, as the table calls it; repeatable. By default all. Trained once, whatever table it is in."""
+    milestones: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
+    """Images seen at which every row is judged, too, in a row of its own, while it trains on; repeatable."""
+    set: Overrides = ()
+    data: str | None = None
+    """A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them."""
+    mixed_protocols: MixedProtocols = "refuse"
+    """mark: rows that were measured otherwise than the first one stand in the table, marked."""
+
+    def chosen(self, studies: Catalogue) -> Study:
+        """The study of that name. Raises ValueError where there is none."""
+        if self.study is None:
+            raise ValueError(f"which study? There are: {', '.join(studies)}; --list says what they ask")
+        return choose("study", self.study, dict(studies))
+
+    def build(
+        self, studies: Catalogue, store: ArtifactStore, *, may_lack_images: bool = False
+    ) -> Experiment[RunConfig]:  # fmt: skip
+        """The study with all that was asked for.
+
+        Raises ValueError for an unknown name, key or value, and where the images that a scale needs are not named.
+        """
+        study = self.chosen(studies)
+        scale = choose("preset", self.preset, dict(study.scales))
+        if scale.images is not None and self.data is None and not may_lack_images:
+            raise ValueError(
+                f"--preset {self.preset} of {self.study} is of {scale.images}: prepare them with python "
+                f"pipelines/data.py prepare FOLDER, and name them with --data NAME"
+            )
+        return at_scale(
+            study, scale, seeds=self.seeds, settings=self.set, images=data_changes(self.data, store), rows=self.rows,
+            milestones=self.milestones,
+        )  # fmt: skip
+
+    def presentation(self, studies: Catalogue, base: RunConfig) -> Presentation:
+        """What of it people look at."""
+        return presentation(self.chosen(studies), base, self.mixed_protocols)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand(Selection):
+    """Run a study, or what is still missing of it, and print its table."""
+
+    places: tyro.conf.OmitArgPrefixes[Places] = HERE
+    cells_at_once: int | None = None
+    """How many cells run side by side; by default as many as the cluster has room for now."""
+    tracking_uri: str | None = None
+    """MLflow server or database; by default mlflow.db in the store."""
+    list: bool = False
+    """Print the studies and end."""
+    dry_run: bool = False
+    """Print what would run and what is done already, and end."""
+    verbose: bool = False
+    """Show what Ray says, too."""
+
+    def __call__(self, studies: Catalogue) -> int:
+        """Returns the exit code."""
+        if self.list:
+            print("\n".join(f"{name:<24} {study.question}" for name, study in studies.items()))
+            return 0
+        store = self.places.artifact_store()
+        experiment = self.build(studies, store, may_lack_images=self.dry_run)
+        check_workers(experiment.base.train, self.places)
+        if self.cells_at_once is not None and self.cells_at_once < 1:
+            raise ValueError(f"--cells-at-once {self.cells_at_once}: must be at least 1")
+        if self.dry_run:
+            print(dry_run_text(experiment, store))
+            return 0
+        return run_study(
+            experiment, store, self.places, self.presentation(studies, experiment.base),
+            cells_at_once=self.cells_at_once, tracking_uri=self.tracking_uri, verbose=self.verbose,
+        )  # fmt: skip
+
+
+def presentation(study: Study, base: RunConfig, mixed_protocols: MixedProtocols = "refuse") -> Presentation:
+    """What of a study at that scale people look at."""
+    drawn = "sample" if base.upsampler is None else "upsample"  # what is judged
+    names = {"frechet": frechet_name(base.features)}
+    axes = None if study.scatter is None else (names.get(study.scatter[0], study.scatter[0]),
+                                               names.get(study.scatter[1], study.scatter[1]))  # fmt: skip
+    return Presentation(
+        attachments=((drawn, GRID_FILE),), strip=(drawn, STRIP_FILE), scatter=axes,
+        curve=("train", "simple", "L_simple, training"), mixed_protocols=mixed_protocols,
+    )  # fmt: skip
+
+
+def at_scale(
+    study: Study, scale: Scale, *, seeds: int, settings: tuple[str, ...] = (), images: Mapping[str, Any] | None = None,
+    rows: tuple[str, ...] = (), milestones: tuple[int, ...] = (),
+) -> Experiment[RunConfig]:  # fmt: skip
+    """The study at that scale, by choice on other images (data_changes), some rows of it, or judged on the way.
+
+    Raises ValueError for an unknown key or value.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
+    base = scale.base()
+    changes = parse_settings(base, settings)
+    experiment = study.experiment(override(base, {**(images or {}), **changes}), tuple(range(seeds)))
+    _check_settings_matter(experiment, changes)
+    experiment = experiment.only(rows) if rows else experiment
+    return _judged_on_the_way(experiment, milestones) if milestones else experiment
+
+
+def _judged_on_the_way(experiment: Experiment[RunConfig], milestones: tuple[int, ...]) -> Experiment[RunConfig]:
+    """Each row after one for every milestone, which shares its training up to there: ADR 10."""
+    variants = {}
+    for row, settings in experiment.variants.items():
+        for number, images in enumerate(milestones):
+            shorter = {"train.images": images, "milestones": milestones[:number]}
+            variants[f"{row}, {images:,} images"] = {**settings, **shorter}
+        variants[row] = {**settings, "milestones": milestones}
+    # The best of all rows is another claim where each stands there at several lengths.
+    claims = tuple(claim for claim in experiment.claims if isinstance(claim, Better))
+    return replace(experiment, variants=variants, claims=claims)
+
+
+def _check_settings_matter(experiment: Experiment[RunConfig], settings: Iterable[str]) -> None:
+    """Raises ValueError for a setting that a row replaces by its own."""
+    for key in settings:
+        if key == "seed":
+            raise ValueError("--set seed: a study's seeds are 0, 1, ... below --seeds; set that instead")
+        rows = [variant for variant, row in experiment.variants.items() if key in row]
+        if rows:
+            raise ValueError(
+                f"--set {key}: that is what the rows of {experiment.name} differ in ({', '.join(rows)}); leave it out"
+            )
+
+
+def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str:
+    """Which cells are done, and which steps the others lack."""
+    lines = [f"{experiment.name}: {experiment.question}"]
+    for trial in experiment.trials():
+        missing = pending(plan(trial.config).values(), store)
+        lines.append(f"  {trial.name:<34} {'done' if not missing else 'to run: ' + ', '.join(s.name for s in missing)}")
+    return "\n".join(lines)
+
+
+def run_study(
+    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, shown: Presentation, *,
+    cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
+) -> int:  # fmt: skip
+    """Run the study on Ray, print its table, and return the exit code."""
+    from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
+
+    began = time.monotonic()
+    places.check_checkpoints()
+    resources = places.resources()
+    tracker = tracker_of(store, tracking_uri)
+    launcher = TuneLauncher(
+        store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
+    )
+    outcome = run_experiment(
+        experiment, plan, partial(check, data_mib=places.data_mib),
+        store=store, tracker=tracker, launcher=launcher, resources=resources,
+        presentation=shown, display=Display(), grace_seconds=places.grace_seconds,
+    )  # fmt: skip
+    print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
+    if outcome.table.any_failed:
+        return SOME_CELLS_FAILED
+    return PreflightError.exit_code if outcome.unwritten else 0
+
+
+def tracker_of(store: ArtifactStore, uri: str | None) -> Tracker:
+    """MLflow, as a server or database; by default mlflow.db in the store."""
+    from orchestrator.mlflow_tracker import MlflowTracker  # seconds to import: not for --help and --list
+
+    return MlflowTracker(uri or f"sqlite:///{store.root / 'mlflow.db'}", artifact_root=store.root / "mlartifacts")
+
+
+def report(outcome: StudyOutcome, *, seconds: float, how_to_look: str) -> str:
+    """What was found, and what was run for it."""
+    before = len(outcome.table.experiment.trials()) - outcome.trials_run
+    ran = f"{outcome.trials_run} cells run in {duration(seconds)}, {before} done before"
+    return f"{found(outcome, how_to_look=how_to_look)}\n{ran}"
+
+
+def found(outcome: StudyOutcome, *, how_to_look: str) -> str:
+    """The table as text, where its files are, and how to look at the runs."""
+    lines = [outcome.table.to_text(), ""]
+    lines += [f"{name:<18} {path}" for name, path in outcome.files.items()]
+    lines += [f"{name:<18} could not be written: {why}" for name, why in outcome.unwritten.items()]
+    lines += [f"{'MLflow':<18} {how_to_look}"]
+    if outcome.tracker_behind is not None:
+        lines.append(
+            f"MLflow lacks part of this ({outcome.tracker_behind}); the same command sends it once MLflow answers"
+        )
+    return "\n".join(lines)
