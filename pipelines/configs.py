@@ -13,6 +13,7 @@ from pipelines.evaluate import MetricsConfig
 from pipelines.features import FeaturesConfig
 from pipelines.nll import NllConfig
 from pipelines.sample import SampleConfig
+from pipelines.shards import Split
 from pipelines.stages import Stage, check_drawing, check_enlarging, check_respacing
 from pipelines.train_classifier import TrainClassifierConfig
 from pipelines.trained import check_rate
@@ -31,6 +32,9 @@ class RunConfig:
     sample: SampleConfig
     features: FeaturesConfig
     metrics: MetricsConfig
+    reference: Split = "test"
+    """Of the data set's images, those that samples are compared with: test, which training has not seen, or train, as
+    both papers do it."""
     classifier: TrainClassifierConfig | None = None
     """What steers where sample.guidance_scale is more than 0; trained on the same images."""
     upsampler: UpsamplerConfig | None = None

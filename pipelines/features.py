@@ -1,4 +1,4 @@
-"""What does a network see in the images? Features of samples and of held-out images, as artifacts of their own.
+"""What does a network see in the images? Features of samples and of real images, as artifacts of their own.
 
 Metrics are computed from them, so another metric needs neither the network nor a GPU again.
 """
@@ -66,10 +66,20 @@ PublishedConfig = EfficientNetConfig | InceptionConfig
 FeaturesConfig = PublishedConfig | OwnClassifierConfig
 
 
-def reference_step(config: FeaturesConfig, *, dataset: Step) -> Step:
-    """Features of the held-out images: one artifact for all rows that share a data set."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceConfig:
+    """What samples are compared with."""
+
+    network: FeaturesConfig
+    split: Split
+    """Of the data set: test, or train, as both papers do it."""
+
+
+def reference_step(config: FeaturesConfig, *, dataset: Step, split: Split = "test") -> Step:
+    """Features of real images: one artifact for all rows that share a data set."""
     inputs = {"dataset": dataset, **_weights(config, dataset)}
-    return Step(name="reference", version=VERSION, config=config, inputs=inputs, run=extract_reference)
+    compared = ReferenceConfig(network=config, split=split)
+    return Step(name="reference", version=VERSION, config=compared, inputs=inputs, run=extract_reference)
 
 
 def features_step(config: FeaturesConfig, *, samples: Step, dataset: Step) -> Step:
@@ -84,12 +94,12 @@ def _weights(config: FeaturesConfig, dataset: Step) -> dict[str, Step]:
     return {"weights": weights_step(config.weights())} if isinstance(config, InceptionConfig) else {}
 
 
-def extract_reference(config: FeaturesConfig, ctx: StepContext) -> None:
-    """Features of the test split; also leaves statistics.npz, which evaluate.py takes as the first of two files."""
-    images = read_split(ctx.inputs["dataset"], "test").images
-    of = images_of(ctx.inputs["dataset"], len(images), "test")
-    libraries = libraries_of(config)
-    found = _extract(config, images, of, {"reference": libraries}, ctx)
+def extract_reference(config: ReferenceConfig, ctx: StepContext) -> None:
+    """Features of the split; also leaves statistics.npz, which evaluate.py takes as the first of two files."""
+    images = read_split(ctx.inputs["dataset"], config.split).images
+    of = images_of(ctx.inputs["dataset"], len(images), config.split)
+    libraries = libraries_of(config.network)
+    found = _extract(config.network, images, of, {"reference": libraries}, ctx)
     shown = images[evenly(len(images), most=MOST_IMAGES)]
     Moments.of([found.features]).save(
         ctx.output / STATISTICS_FILE, network=found.network, of=of, images=shown, libraries=libraries

@@ -16,10 +16,12 @@ from pipelines.nll import nll_step
 from pipelines.own_classifier import OwnClassifierConfig
 from pipelines.readers import check_memory
 from pipelines.sample import sample_step
-from pipelines.shards import Manifest, count_images
+from pipelines.shards import Manifest, Split, count_images
 from pipelines.train import train_step_of
 from pipelines.train_classifier import train_classifier_step
 from pipelines.upsample import upsample_step
+
+WORDS: Mapping[Split, str] = {"test": "held-out", "train": "training"}
 
 
 def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> None:
@@ -30,12 +32,12 @@ def check(config: RunConfig, sources: Mapping[str, Path], *, data_mib: int) -> N
     data, compared = config.data, sources["dataset"]
     if config.upsampler is not None:
         data, compared = config.upsampler.training.data, sources["large_dataset"]
-    _check_counts(config.data, {"nll.images": config.nll.images or 0}, sources["dataset"])
-    _check_counts(data, {"metrics.kid_subset_size": config.metrics.kid_subset_size}, compared)
-    if config.metrics.neighbours >= (images := count_images(compared, "test")):
+    _check_counts(config.data, {"nll.images": config.nll.images or 0}, sources["dataset"], "test")
+    _check_counts(data, {"metrics.kid_subset_size": config.metrics.kid_subset_size}, compared, config.reference)
+    if config.metrics.neighbours >= (images := count_images(compared, config.reference)):
         raise ValueError(
-            f"metrics.neighbours={config.metrics.neighbours}: {_named(data)} has {images} held-out images, and needs "
-            f"more than that"
+            f"metrics.neighbours={config.metrics.neighbours}: {_named(data)} has {images} {WORDS[config.reference]} "
+            f"images, and needs more than that"
         )
     classes = {"model.num_classes": config.model.num_classes}
     if config.is_guided and config.classifier is not None:
@@ -54,11 +56,11 @@ def _named(data: DataConfig) -> str:
     return f"{data.source} at {data.image_size} pixels"
 
 
-def _check_counts(data: DataConfig, asked: Mapping[str, int], dataset: Path) -> None:
-    images = count_images(dataset, "test")
+def _check_counts(data: DataConfig, asked: Mapping[str, int], dataset: Path, split: Split) -> None:
+    images = count_images(dataset, split)
     for name, count in asked.items():
         if count > images:
-            raise ValueError(f"{name}={count}: {_named(data)} has {images} held-out images; ask for at most that")
+            raise ValueError(f"{name}={count}: {_named(data)} has {images} {WORDS[split]} images; ask for at most that")
 
 
 def _check_classes(told: Mapping[str, int | None], dataset: Path, *, or_none: str = ", or null") -> None:
@@ -78,7 +80,7 @@ def plan(config: RunConfig) -> dict[str, Step]:
     steps = {"dataset": dataset}
     if config.upsampler is not None:
         steps["large_dataset"] = compared = dataset_step(config.upsampler.training.data)
-    steps["reference"] = reference_step(config.features, dataset=compared)
+    steps["reference"] = reference_step(config.features, dataset=compared, split=config.reference)
     steps["train"] = train = train_step_of(
         config.model, config.diffusion, config.train, config.seed, dataset=dataset, milestones=config.milestones
     )

@@ -11,6 +11,7 @@ import pytest
 from diffusion.metrics.features import Features
 from orchestrator.backend import LocalBackend
 from orchestrator.errors import DamagedArtifact, PreflightError
+from orchestrator.config import override
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
@@ -19,6 +20,8 @@ from pipelines.evaluate_files import compare_files
 from pipelines.features import EfficientNetConfig, Extracted, reference_step
 from pipelines.moments import STATISTICS_FILE, Moments, evenly
 from pipelines.named_data import remember
+from pipelines.plan import check
+from pipelines.presets import tiny
 from pipelines.reference import main
 from pipelines.shards import read_split, sha256_of
 
@@ -105,6 +108,19 @@ def test_the_reference_step_leaves_such_a_file(store: ArtifactStore, files: tupl
     of_name = scored(by_name, files[1], tmp_path / "name.json")
     assert of_step["fd"]["value"] == pytest.approx(of_name["fd"]["value"], rel=1e-9)
     assert of_step["fd"]["fingerprint"].partition("-")[0] == of_name["fd"]["fingerprint"].partition("-")[0]
+
+
+def test_samples_may_be_compared_with_the_images_that_training_saw(store: ArtifactStore) -> None:
+    step = reference_step(EfficientNetConfig(size=32), dataset=dataset_step(DIGITS), split="train")
+    assert step.key != reference_step(EfficientNetConfig(size=32), dataset=dataset_step(DIGITS)).key
+    materialize([step], store, backend=LocalBackend(), resources=Resources())
+    images = len(read_split(store.path(dataset_step(DIGITS)), "train").images)
+    found = Extracted.load(store.path(step))
+    assert found.images["reference"] == f"{images} train images"
+    assert len(found.features.pool) == images
+    with pytest.raises(ValueError, match=rf"kid_subset_size=1500: digits at 8 pixels has {images} training images"):
+        config = override(tiny(), {"metrics.kid_subset_size": 1500, "sample.count": 2000, "reference": "train"})
+        check(config, {"dataset": store.path(dataset_step(DIGITS))}, data_mib=1024)
 
 
 def test_moments_are_the_same_however_the_features_come() -> None:
