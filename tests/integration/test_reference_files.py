@@ -10,8 +10,8 @@ import pytest
 
 from diffusion.metrics.features import Features
 from orchestrator.backend import LocalBackend
-from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.config import override
+from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.materialize import materialize
 from orchestrator.step import Resources
 from orchestrator.store import ArtifactStore
@@ -118,8 +118,10 @@ def test_samples_may_be_compared_with_the_images_that_training_saw(store: Artifa
     found = Extracted.load(store.path(step))
     assert found.images["reference"] == f"{images} train images"
     assert len(found.features.pool) == images
-    with pytest.raises(ValueError, match=rf"kid_subset_size=1500: digits at 8 pixels has {images} training images"):
-        config = override(tiny(), {"metrics.kid_subset_size": 1500, "sample.count": 2000, "reference": "train"})
+    config = override(tiny(), {"metrics.kid_subset_size": images + 1, "sample.count": 2000, "reference": "train"})
+    with pytest.raises(
+        ValueError, match=rf"kid_subset_size={images + 1}: digits at 8 pixels has {images} training images"
+    ):
         check(config, {"dataset": store.path(dataset_step(DIGITS))}, data_mib=1024)
 
 
