@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
@@ -104,6 +104,8 @@ class Experiment(Generic[C]):
     paper_columns: tuple[PaperColumn, ...] = ()
     paper: Mapping[str, Mapping[str, float]]
     """Row name -> the paper's numbers by key."""
+    literature: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Name -> numbers by key that the paper prints of others' models, which nobody runs."""
     claims: tuple[Claim, ...] = ()
     varies: tuple[str, ...] = ()
     """Keys of protocols in which rows differ on purpose, such as sampler: what the table is about."""
@@ -168,10 +170,14 @@ class Experiment(Generic[C]):
         for variant in self.axis.points if self.axis is not None else ():
             self._known("row", variant, list(self.variants), "axis")
         keys = [column.key for column in self.paper_columns]
-        for variant, numbers in self.paper.items():
+        for variant in self.paper:
             self._known("row", variant, list(self.variants), "paper")
-            for key in numbers:
-                self._known("paper column", key, keys, f"paper[{variant!r}]")
+        for name in self.literature.keys() & self.variants.keys():
+            raise ValueError(f"{self.name}, literature: {name!r} is a row that is run; name it otherwise")
+        for where, printed in (("paper", self.paper), ("literature", self.literature)):
+            for name, numbers in printed.items():
+                for key in numbers:
+                    self._known("paper column", key, keys, f"{where}[{name!r}]")
 
     def _check_claims(self) -> None:
         for claim in self.claims:

@@ -210,17 +210,19 @@ class ComparisonTable:
         return ("", *paper, *ours, *counts)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [
+        ours = [
             (self._label(variant), *self._paper(variant), *self._ours(variant), *self._numbers(variant))
             for variant in self.experiment.variants
         ]
+        blank = [""] * (len(self.experiment.columns) + len(self._counts()))
+        return [*ours, *((name, *self._paper(name), *blank) for name in self.experiment.literature)]
 
     def _label(self, variant: str) -> str:
         seeds, have = len(self.experiment.seeds), sum(result.variant == variant for result in self.results)
         return f"{variant} ({have} of {seeds} seeds)" if 0 < have < seeds else variant
 
     def _paper(self, variant: str) -> list[str]:
-        numbers = self.experiment.paper.get(variant, {})
+        numbers = {**self.experiment.literature, **self.experiment.paper}.get(variant, {})
         columns = self.experiment.paper_columns
         return [format(numbers[c.key], c.format) if c.key in numbers else "" for c in columns]
 

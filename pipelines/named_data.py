@@ -19,18 +19,20 @@ NAMES_FOLDER = "datasets"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def data_changes(name: str | None, store: ArtifactStore, *, network: str = "model") -> dict[str, Any]:
+def data_changes(
+    name: str | None, store: ArtifactStore, *, data: str = "data", network: str = "model"
+) -> dict[str, Any]:  # fmt: skip
     """The settings that put a prepared data set in the place of a set-up's, as override() takes them; none for no name.
 
-    The image size and channels of the network, whose U-Net is the setting `network`, follow. Raises PreflightError for
-    a name that is not in the store.
+    The image size and channels of the network, whose U-Net is the setting `network`, follow those of `data`. Raises
+    PreflightError for a name that is not in the store.
     """
     if name is None:
         return {}
     named(store, name)  # raises where it is not whole
-    data = known(store)[name]
-    size, channels = data.image_size, data.channels
-    return {**{f"data.{key}": value for key, value in to_dict(data).items()},
+    chosen = known(store)[name]
+    size, channels = chosen.image_size, chosen.channels
+    return {**{f"{data}.{key}": value for key, value in to_dict(chosen).items()},
             f"{network}.image_size": size, f"{network}.channels": channels}  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
 
 SOME_CELLS_FAILED = 4
+SECOND_STAGE = "upsampler.training.model.unet"
 Seeds = tuple[int, ...]
 
 
@@ -39,6 +40,8 @@ class Scale:
     """What its rows vary."""
     images: str | None = None
     """Which images --data must name, where they are none that the project brings."""
+    experiment: Callable[[RunConfig, Seeds], Experiment[RunConfig]] | None = None
+    """The rows at this scale, where they are not the study's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class Selection:
     set: Overrides = ()
     data: str | None = None
     """A prepared data set by name, in place of the preset's; python pipelines/data.py list shows them."""
+    large_data: str | None = None
+    """The same of a second stage that enlarges: a prepared data set of the larger size."""
     mixed_protocols: MixedProtocols = "refuse"
     """mark: rows that were measured otherwise than the first one stand in the table, marked."""
 
@@ -91,14 +96,20 @@ class Selection:
         """
         study = self.chosen(studies)
         scale = choose("preset", self.preset, dict(study.scales))
-        if scale.images is not None and self.data is None and not may_lack_images:
+        enlarges = scale.base().upsampler is not None
+        if self.large_data is not None and not enlarges:
+            raise ValueError(f"--large-data {self.large_data}: {self.study} has no second stage; leave it out")
+        unnamed = self.data is None or (enlarges and self.large_data is None)
+        if scale.images is not None and unnamed and not may_lack_images:
+            second = " and --large-data NAME" if enlarges else ""
             raise ValueError(
                 f"--preset {self.preset} of {self.study} is of {scale.images}: prepare them with python "
-                f"pipelines/data.py prepare FOLDER, and name them with --data NAME"
+                f"pipelines/data.py prepare FOLDER, and name them with --data NAME{second}"
             )
+        large = data_changes(self.large_data, store, data="upsampler.training.data", network=SECOND_STAGE)
         return at_scale(
-            study, scale, seeds=self.seeds, settings=self.set, images=data_changes(self.data, store), rows=self.rows,
-            milestones=self.milestones,
+            study, scale, seeds=self.seeds, settings=self.set, images={**data_changes(self.data, store), **large},
+            rows=self.rows, milestones=self.milestones,
         )  # fmt: skip
 
     def presentation(self, studies: Catalogue, base: RunConfig) -> Presentation:
@@ -165,7 +176,8 @@ def at_scale(
         raise ValueError(f"--seeds {seeds}: at least 1 seed is needed")
     base = scale.base()
     changes = parse_settings(base, settings)
-    experiment = study.experiment(override(base, {**(images or {}), **changes}), tuple(range(seeds)))
+    rows_of = scale.experiment or study.experiment
+    experiment = rows_of(override(base, {**(images or {}), **changes}), tuple(range(seeds)))
     _check_settings_matter(experiment, changes)
     experiment = experiment.only(rows) if rows else experiment
     return _judged_on_the_way(experiment, milestones) if milestones else experiment

@@ -39,6 +39,62 @@ def test_a_table_of_objectives_trains_every_cell_for_itself(tmp_path: Path) -> N
     assert len(keys) == 5 * 2 * len(experiment.variants) + 2
 
 
+SHARED = {
+    # study: (trainings of models, of classifiers) at one seed: what rows share is trained once
+    "iddpm-sampling-steps": (2, 0),
+    "adm-schedules": (1, 0),
+    "adm-guidance": (2, 1),
+    "adm-upsampling": (1, 1),
+    "adm-architecture": (14, 0),  # seven networks, each in two parts
+    "iddpm-imagenet64": (8, 0),  # two of the six go on
+    "adm-state-of-the-art": (1, 1),
+}
+
+
+@pytest.mark.parametrize("study", SHARED)
+def test_rows_that_share_a_model_train_it_once(study: str, tmp_path: Path) -> None:
+    experiment = build(study, tmp_path)
+    steps = {step.key: step.name for trial in experiment.trials() for step in walk(plan(trial.config).values())}
+    guides = {
+        plan(trial.config)["classifier"].key for trial in experiment.trials() if "classifier" in plan(trial.config)
+    }
+    assert (list(steps.values()).count("train"), len(guides)) == SHARED[study]
+
+
+def test_images_that_only_the_user_has_must_be_named(tmp_path: Path) -> None:
+    selection = Selection(study="iddpm-cifar10", preset="paper")
+    with pytest.raises(ValueError, match=r"--preset paper of iddpm-cifar10 is of CIFAR-10: .* --data NAME$"):
+        selection.build(ALL, ArtifactStore(str(tmp_path)))
+    selection = Selection(study="adm-upsampling", preset="paper")
+    with pytest.raises(ValueError, match=r"is of ImageNet at 64x64 and at 256x256: .* --data NAME and --large-data"):
+        selection.build(ALL, ArtifactStore(str(tmp_path)))
+    selection = Selection(study="iddpm-cifar10", large_data="faces")
+    with pytest.raises(ValueError, match="--large-data faces: iddpm-cifar10 has no second stage"):
+        selection.build(ALL, ArtifactStore(str(tmp_path)))
+
+
+def test_the_papers_hyper_parameters_are_those_they_print(tmp_path: Path) -> None:
+    cifar = build("iddpm-cifar10", tmp_path, preset="paper")
+    of = {trial.variant: trial.config for trial in cifar.trials()}
+    assert {row: config.model.dropout for row, config in of.items() if "simple" in row} == {
+        "1K linear simple": 0.1, "4K linear simple": 0.1, "4K cosine simple": 0.3,
+    }  # fmt: skip
+    train = cifar.base.train
+    assert (train.images, train.batch_size, train.lr, train.ema.rates) == (64_000_000, 128, 1e-4, (0.9999,))
+    assert (cifar.base.sample.count, cifar.base.reference, train.flip) == (50_000, "train", False)
+    assert of["4K cosine vlb"].train.timesteps.pools is None  # type: ignore[union-attr]
+    table_1 = build("adm-architecture", tmp_path, preset="paper")
+    changed = {row.variant: row.config.model for row in table_1.trials()}["narrower and deeper"]
+    assert (changed.model_channels, changed.num_res_blocks) == (128, 4)
+    attention = {row.variant: row.config.model.attention_resolutions for row in table_1.trials()}
+    assert attention["attention at three sizes"] == (32, 16, 8)
+    lengths = {row.config.train.images // 256 for row in table_1.trials()}
+    assert lengths == {700_000, 1_200_000}
+    guided = build("adm-guidance", tmp_path, preset="paper").base
+    assert guided.classifier is not None
+    assert guided.classifier.train.images == 500_000 * 256
+
+
 def test_rows_that_are_judged_on_the_way_train_nothing_besides(tmp_path: Path) -> None:
     rows = ("4K cosine simple", "4K cosine hybrid")
     whole = build("iddpm-cifar10", tmp_path, rows=rows)

@@ -1,0 +1,47 @@
+"""Which of our metrics does a table show? The columns that several tables share, and the paper's beside them."""
+
+from __future__ import annotations
+
+from orchestrator.experiment import Column, PaperColumn
+from pipelines.configs import RunConfig
+from pipelines.evaluate import frechet_name
+from pipelines.features import InceptionConfig
+from pipelines.own_classifier import OwnClassifierConfig
+
+NLL = Column(metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images")
+KID = Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples")
+PRECISION = Column(metric="precision", label="Precision", format=".3f", best="max", error="precision_se")
+RECALL = Column(metric="recall", label="Recall", format=".3f", best="max", error="recall_se")
+
+PAPER_NLL = PaperColumn(key="nll_bpd", label="paper NLL", format=".2f")
+PAPER_FID = PaperColumn(key="fid", label="paper FID", format=".2f")
+PAPER_SFID = PaperColumn(key="sfid", label="paper sFID", format=".2f")
+PAPER_IS = PaperColumn(key="is", label="paper IS", format=".2f")
+PAPER_PRECISION = PaperColumn(key="precision", label="paper P", format=".2f")
+PAPER_RECALL = PaperColumn(key="recall", label="paper R", format=".2f")
+
+
+def frechet(base: RunConfig) -> Column:
+    """FID where Inception sees the images; over another network the distance has a name of its own."""
+    name = frechet_name(base.features)
+    label = {"fid": "FID", "fd": "Frechet distance"}[name]
+    return Column(metric=name, label=label, format=".2f", best="min", error=f"{name}_se", count="fd_samples")
+
+
+def quality(base: RunConfig) -> tuple[Column, ...]:
+    """FID, sFID, IS, precision and recall, as ADM's tables; without Inception, what stands for the first three."""
+    return (frechet(base), *_scores(base), PRECISION, RECALL)
+
+
+def _scores(base: RunConfig) -> tuple[Column, ...]:
+    if isinstance(base.features, InceptionConfig):
+        return (
+            Column(metric="sfid", label="sFID", format=".2f", best="min", error="sfid_se"),
+            Column(metric="is", label="IS", format=".2f", best="max", error="is_se"),
+        )
+    if isinstance(base.features, OwnClassifierConfig):
+        score = Column(
+            metric="classifier_score", label="Classifier score", format=".2f", best="max", error="classifier_score_se"
+        )
+        return (KID, score)
+    return (KID,)
