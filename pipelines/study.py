@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -24,39 +25,14 @@ from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.configs import RunConfig
 from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
+from pipelines.measured import check_columns
 from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
+from pipelines.studies.kinds import Catalogue, Scale, Study
+from pipelines.studies.own import SUFFIX, read_study
 
 SOME_CELLS_FAILED = 4
 SECOND_STAGE = "upsampler.training.model.unet"
-Seeds = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large a study is run."""
-
-    base: Callable[[], RunConfig]
-    """What its rows vary."""
-    images: str | None = None
-    """Which images --data must name, where they are none that the project brings."""
-    experiment: Callable[[RunConfig, Seeds], Experiment[RunConfig]] | None = None
-    """The rows at this scale, where they are not the study's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A table of a paper, before it is given a scale."""
-
-    question: str
-    experiment: Callable[[RunConfig, Seeds], Experiment[RunConfig]]
-    scales: Mapping[str, Scale]
-    """By the name of the preset."""
-    scatter: tuple[str, str] | None = None
-    """Two metrics that are plotted against each other; "frechet" is the distance by the name it has there."""
-
-
-Catalogue = Mapping[str, Study]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +40,7 @@ class Selection:
     """Which study, at which scale, and how much of it."""
 
     study: tyro.conf.Positional[str | None] = None
-    """Name of the study; see --list."""
+    """Name of the study (see --list), or a .toml file with one of your own."""
     preset: str = "tiny"
     """Scale at which it is run: tiny (two CPU cores, minutes), reduced (one GPU, hours) or paper (as published)."""
     seeds: int = 1
@@ -82,9 +58,11 @@ class Selection:
     """mark: rows that were measured otherwise than the first one stand in the table, marked."""
 
     def chosen(self, studies: Catalogue) -> Study:
-        """The study of that name. Raises ValueError where there is none."""
+        """The study of that name, or of that file. Raises ValueError where there is none."""
         if self.study is None:
             raise ValueError(f"which study? There are: {', '.join(studies)}; --list says what they ask")
+        if self.study.endswith(SUFFIX):
+            return read_study(Path(self.study))
         return choose("study", self.study, dict(studies))
 
     def build(
@@ -178,6 +156,7 @@ def at_scale(
     changes = parse_settings(base, settings)
     rows_of = scale.experiment or study.experiment
     experiment = rows_of(override(base, {**(images or {}), **changes}), tuple(range(seeds)))
+    check_columns(experiment)
     _check_settings_matter(experiment, changes)
     experiment = experiment.only(rows) if rows else experiment
     return _judged_on_the_way(experiment, milestones) if milestones else experiment

@@ -10,7 +10,7 @@ from diffusion.published import ADM_ABLATION, PUBLISHED
 from pipelines import presets
 from pipelines.configs import RunConfig
 from pipelines.studies import architecture, beside_gans, guidance, objectives, published, sampling_steps, scales
-from pipelines.study import Catalogue, Scale, Study
+from pipelines.studies.kinds import Catalogue, Scale, Study
 
 Base = Callable[[], RunConfig]
 FRECHET = "frechet"

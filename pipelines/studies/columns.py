@@ -9,6 +9,13 @@ from pipelines.features import InceptionConfig
 from pipelines.own_classifier import OwnClassifierConfig
 
 NLL = Column(metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images")
+FID = Column(metric="fid", label="FID", format=".2f", best="min", error="fid_se", count="fd_samples")
+FD = Column(metric="fd", label="Frechet distance", format=".2f", best="min", error="fd_se", count="fd_samples")
+SFID = Column(metric="sfid", label="sFID", format=".2f", best="min", error="sfid_se")
+IS = Column(metric="is", label="IS", format=".2f", best="max", error="is_se")
+CLASSIFIER_SCORE = Column(
+    metric="classifier_score", label="Classifier score", format=".2f", best="max", error="classifier_score_se"
+)
 KID = Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples")
 PRECISION = Column(metric="precision", label="Precision", format=".3f", best="max", error="precision_se")
 RECALL = Column(metric="recall", label="Recall", format=".3f", best="max", error="recall_se")
@@ -23,25 +30,12 @@ PAPER_RECALL = PaperColumn(key="recall", label="paper R", format=".2f")
 
 def frechet(base: RunConfig) -> Column:
     """FID where Inception sees the images; over another network the distance has a name of its own."""
-    name = frechet_name(base.features)
-    label = {"fid": "FID", "fd": "Frechet distance"}[name]
-    return Column(metric=name, label=label, format=".2f", best="min", error=f"{name}_se", count="fd_samples")
+    return {"fid": FID, "fd": FD}[frechet_name(base.features)]
 
 
 def quality(base: RunConfig) -> tuple[Column, ...]:
     """FID, sFID, IS, precision and recall, as ADM's tables; without Inception, what stands for the first three."""
-    return (frechet(base), *_scores(base), PRECISION, RECALL)
-
-
-def _scores(base: RunConfig) -> tuple[Column, ...]:
     if isinstance(base.features, InceptionConfig):
-        return (
-            Column(metric="sfid", label="sFID", format=".2f", best="min", error="sfid_se"),
-            Column(metric="is", label="IS", format=".2f", best="max", error="is_se"),
-        )
-    if isinstance(base.features, OwnClassifierConfig):
-        score = Column(
-            metric="classifier_score", label="Classifier score", format=".2f", best="max", error="classifier_score_se"
-        )
-        return (KID, score)
-    return (KID,)
+        return (FID, SFID, IS, PRECISION, RECALL)
+    scores = (CLASSIFIER_SCORE,) if isinstance(base.features, OwnClassifierConfig) else ()
+    return (FD, KID, *scores, PRECISION, RECALL)

@@ -36,13 +36,14 @@ def table(
     protocol: Mapping[str, str] | None = None,
     notes: Mapping[str, tuple[str, ...]] | None = None,
     mixed_protocols: MixedProtocols = "refuse",
+    **parts: Any,
 ) -> ComparisonTable:
     seeds = tuple(range(max(len(values) for values in losses.values())))
     rows: Mapping[str, Any] = {variant: {"depth": number + 1} for number, variant in enumerate(losses)}
     experiment = Experiment(
         name="depths", title="Depths", question="?", source="Nobody 2020, table 1", base=Config(depth=99),
         variants=rows, seeds=seeds, columns=COLUMNS, paper_columns=(PaperColumn(key="loss", label="paper loss"),),
-        paper={variant: {"loss": 7.25} for variant in rows}, claims=claims,
+        paper={variant: {"loss": 7.25} for variant in rows}, claims=claims, **parts,
     )  # fmt: skip
     results: list[TrialResult | FailedTrial] = []
     for variant, values in losses.items():
@@ -177,6 +178,24 @@ def test_a_claim_about_rows_measured_differently_is_not_comparable() -> None:
     marked = table(MIXED, claims=(DEEP_WINS, best, alike), protocol=IN_16_BITS, mixed_protocols="mark")
     assert [verdict.outcome for verdict in marked.verdicts] == ["not comparable", "not comparable", "shown"]
     assert marked.verdicts[0].why == "deep and shallow were measured by different protocols"
+
+
+def test_what_a_table_is_about_may_differ_in_its_rows_and_is_compared_all_the_same() -> None:
+    apart = {"shallow": "100", "deep": "200"}
+    about = table({"shallow": [2.0], "deep": [1.0]}, protocol=apart, varies=("images",))
+    (verdict,) = about.verdicts
+    assert verdict.outcome == "shown"
+    (note,) = [note for note in about.footnotes() if note.startswith("loss [")]
+    assert note.endswith("; by row: images")
+    with pytest.raises(ValueError, match="cannot stand in one column: images"):
+        table({"shallow": [2.0], "deep": [1.0]}, protocol=apart, varies=("sampler",))
+
+
+def test_models_of_others_stand_below_ours_with_the_papers_numbers_alone() -> None:
+    with_others = table({"shallow": [2.0], "deep": [1.0]}, literature={"Elsewhere": {"loss": 1.5}})
+    lines = with_others.to_markdown().splitlines()
+    assert "| Elsewhere | 1.50 |  |  |  |" in lines
+    assert "Elsewhere" not in with_others.to_csv()
 
 
 def test_seeds_of_a_row_that_were_measured_differently_have_no_mean_even_marked() -> None:
