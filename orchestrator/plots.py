@@ -63,6 +63,42 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylab
     save(figure, path)
 
 
+def lines(table: ComparisonTable, path: Path) -> None:
+    """The rows as points of lines over the experiment's axis, a panel a column that says what is best.
+
+    Raises ValueError for an experiment without an axis.
+    """
+    axis = table.experiment.axis
+    if axis is None:
+        raise ValueError(f"{table.experiment.name} has no axis over which lines could be drawn")
+    columns = [column for column in table.experiment.columns if column.best is not None]
+    across = min(len(columns), 3)
+    down = -(-len(columns) // across)
+    figure, panels = plt.subplots(down, across, figsize=(WIDTH, 3.6 * down + 0.6), squeeze=False)
+    named: dict[str, Any] = {}
+    for panel, column in zip(panels.flat, columns, strict=False):
+        for number, line in enumerate(dict.fromkeys(line for line, _ in axis.points.values())):
+            rows = sorted((x, row) for row, (of, x) in axis.points.items() if of == line)
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+            ours = [(x, *centre) for x, row in rows if (centre := table.centre(row, column.metric)) is not None]
+            if ours:
+                xs, means, errors = zip(*ours, strict=True)
+                named[line] = panel.errorbar(
+                    xs, means, yerr=[error or 0.0 for error in errors], capsize=3, linestyle="-", **style
+                )  # fmt: skip
+        panel.set_xlabel(axis.label)
+        panel.set_ylabel(column.label)
+        if axis.log:
+            panel.set_xscale("log")
+        panel.grid(alpha=0.25, which="both")
+    for unused in panels.flat[len(columns) :]:
+        unused.set_visible(False)
+    figure.suptitle(table.experiment.title)
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    save(figure, path)
+
+
 def save(figure: Any, path: Path, *, bottom: float | None = None) -> None:
     """Close a figure, and leave it as a PNG: whole, or not at all."""
     if figure.get_layout_engine() is None:

@@ -116,12 +116,15 @@ class ComparisonTable:
         console = Console(
             file=io.StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None, markup=False, emoji=False
         )
-        table = RichTable(title=self._title(), title_justify="left", title_style="")
-        for number, heading in enumerate(self._headings()):
-            table.add_column(heading, justify="left" if number == 0 else "right")
-        for row in self._rows():
-            table.add_row(*row)
-        console.print(table)
+        headings, rows = self._headings(), self._rows()
+        if _natural_width(headings, rows) <= TEXT_WIDTH:
+            console.print(_for_terminal(self._title(), headings, rows))
+        else:  # the paper's numbers in a table of their own: broken within cells, nobody could read either
+            ours = 1 + len(self.experiment.paper_columns)
+            own = [(row[0], *row[ours:]) for row in rows if row[0] not in self.experiment.literature]
+            console.print(_for_terminal(self._title(), (headings[0], *headings[ours:]), own))
+            printed = [row[:ours] for row in rows if any(row[1:ours])]
+            console.print(_for_terminal("The paper's numbers", headings[:ours], printed))
         claims = RichTable(title="The paper's orderings", title_justify="left", title_style="")
         for heading in ("claim", "metric", "our run", "difference"):
             claims.add_column(heading)
@@ -260,6 +263,20 @@ class ComparisonTable:
     def _in_order(self, results: Sequence[R]) -> list[R]:
         variants = list(self.experiment.variants)
         return sorted(results, key=lambda result: (variants.index(result.variant), result.seed))
+
+
+def _natural_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that a table takes when nothing in it is broken."""
+    return 1 + sum(max(map(len, column)) + 3 for column in zip(headings, *rows, strict=True))
+
+
+def _for_terminal(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
+    table = RichTable(title=title, title_justify="left", title_style="")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def half_interval(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from orchestrator.errors import DamagedArtifact
 from orchestrator.experiment import Trial
 from orchestrator.files import write_whole
 from orchestrator.journal import read_points
-from orchestrator.plots import curves, scatter, strips
+from orchestrator.plots import curves, lines, scatter, strips
 from orchestrator.protocols import MixedProtocols
 from orchestrator.step import JOURNAL_FILE, Step, parts_of
 from orchestrator.store import ArtifactStore
@@ -49,6 +49,8 @@ def write_views(
     if presentation.scatter is not None:
         x, y = presentation.scatter
         views[f"{x}-{y}.png"] = lambda path: scatter(table, x, y, path)
+    if table.experiment.axis is not None:
+        views["lines.png"] = lambda path: lines(table, path)
     if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
         views["curves.png"] = lambda path: curves(
             {variant: _values(of_row, curve[1]) for variant, of_row in journals.items()},

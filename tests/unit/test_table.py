@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.experiment import Better, Claim, Column, Experiment, Extreme, PaperColumn
+from orchestrator.experiment import Axis, Better, Claim, Column, Experiment, Extreme, PaperColumn
 from orchestrator.plots import curves, scatter
 from orchestrator.protocols import MEASURED_WITH, MixedProtocols, protocol_fingerprint
 from orchestrator.store import ArtifactStore
@@ -20,6 +20,7 @@ from orchestrator.verdicts import Outcome
 from orchestrator.views import Presentation, write_views
 from tests.unit.test_experiment import Config
 
+PAPER = (PaperColumn(key="loss", label="paper loss"),)
 DEEP_WINS = Better(text="deep wins", metric="loss", better="deep", worse="shallow")
 COLUMNS = (
     Column(metric="loss", label="loss", format=".2f", best="min", error="loss_se", count="images"),
@@ -42,8 +43,8 @@ def table(
     rows: Mapping[str, Any] = {variant: {"depth": number + 1} for number, variant in enumerate(losses)}
     experiment = Experiment(
         name="depths", title="Depths", question="?", source="Nobody 2020, table 1", base=Config(depth=99),
-        variants=rows, seeds=seeds, columns=COLUMNS, paper_columns=(PaperColumn(key="loss", label="paper loss"),),
-        paper={variant: {"loss": 7.25} for variant in rows}, claims=claims, **parts,
+        variants=rows, seeds=seeds, columns=COLUMNS, claims=claims,
+        **{"paper_columns": PAPER, "paper": {variant: {"loss": 7.25} for variant in rows}, **parts},
     )  # fmt: skip
     results: list[TrialResult | FailedTrial] = []
     for variant, values in losses.items():
@@ -230,6 +231,25 @@ def test_the_csv_has_a_line_for_every_cell() -> None:
         ("shallow", "0", "2.0", "7.25"), ("shallow", "1", "2.5", "7.25"),
         ("deep", "0", "1.0", "7.25"), ("deep", "1", "3.0", "7.25"),
     ]  # fmt: skip
+
+
+def test_a_table_that_is_too_wide_has_the_papers_numbers_below_it() -> None:
+    columns = tuple(PaperColumn(key=f"k{number}", label=f"paper number {number}") for number in range(9))
+    wide = table({"shallow": [2.0], "deep": [1.0]}, paper_columns=columns, paper={"deep": {"k3": 7.25}})
+    text = wide.to_text()
+    ours, _, papers = text.partition("The paper's numbers")
+    assert max(map(len, text.splitlines())) <= 132
+    assert "2.00 ± 0.10" in ours
+    assert "7.25" in papers
+    assert "shallow" not in papers.partition("The paper's orderings")[0]
+
+
+def test_rows_that_are_points_are_drawn_as_lines_also_where_one_failed(tmp_path: Path) -> None:
+    points = {"shallow": ("a", 1.0), "deep": ("a", 2.0)}
+    drawn = table({"shallow": [2.0], "deep": [1.0]}, failed=("deep",), axis=Axis(label="layers", points=points))
+    files, unwritten = write_views(drawn, tmp_path, Presentation(), {}, ArtifactStore(str(tmp_path / "store")))
+    assert not unwritten
+    assert files["lines.png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_pictures_are_drawn_even_with_a_failed_row(tmp_path: Path) -> None:
