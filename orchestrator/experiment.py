@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
 from orchestrator.config import canonical_json, fingerprint, hint, override, to_dict
+from orchestrator.power_law import PowerLaw
 
 C = TypeVar("C")
 
@@ -110,6 +111,8 @@ class Experiment(Generic[C]):
     varies: tuple[str, ...] = ()
     """Keys of protocols in which rows differ on purpose, such as sampler: what the table is about."""
     axis: Axis | None = None
+    laws: Mapping[str, PowerLaw] = field(default_factory=dict)
+    """Metric -> the paper's law of it over the axis, which is then compute: ours is fitted beside it."""
 
     def __post_init__(self) -> None:
         if not self.variants or not self.columns:
@@ -169,6 +172,10 @@ class Experiment(Generic[C]):
             meanings[meaning] = variant
         for variant in self.axis.points if self.axis is not None else ():
             self._known("row", variant, list(self.variants), "axis")
+        for metric in self.laws:
+            self._known("metric", metric, [column.metric for column in self.columns], "laws")
+            if self.axis is None:
+                raise ValueError(f"{self.name}, laws: {metric!r} has no axis to be a law over; give the experiment one")
         keys = [column.key for column in self.paper_columns]
         for variant in self.paper:
             self._known("row", variant, list(self.variants), "paper")

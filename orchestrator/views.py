@@ -12,6 +12,7 @@ from orchestrator.files import write_whole
 from orchestrator.journal import read_points
 from orchestrator.plots import curves, lines, scatter, strips
 from orchestrator.protocols import MixedProtocols
+from orchestrator.scaling import draw, laws, to_csv, to_markdown
 from orchestrator.step import JOURNAL_FILE, Step, parts_of
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable
@@ -51,6 +52,11 @@ def write_views(
         views[f"{x}-{y}.png"] = lambda path: scatter(table, x, y, path)
     if table.experiment.axis is not None:
         views["lines.png"] = lambda path: lines(table, path)
+    if table.experiment.laws:
+        found = laws(table)
+        views["laws.md"] = lambda path: write_whole(path, to_markdown(found, table.experiment.laws))
+        views["laws.csv"] = lambda path: write_whole(path, to_csv(found))
+        views["laws.png"] = lambda path: draw(table, found, path)
     if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
         views["curves.png"] = lambda path: curves(
             {variant: _values(of_row, curve[1]) for variant, of_row in journals.items()},

@@ -238,6 +238,8 @@ def report(outcome: StudyOutcome, *, seconds: float, how_to_look: str) -> str:
 def found(outcome: StudyOutcome, *, how_to_look: str) -> str:
     """The table as text, where its files are, and how to look at the runs."""
     lines = [outcome.table.to_text(), ""]
+    if (fitted := outcome.files.get("laws.md")) is not None:
+        lines += [fitted.read_text(), ""]
     lines += [f"{name:<18} {path}" for name, path in outcome.files.items()]
     lines += [f"{name:<18} could not be written: {why}" for name, why in outcome.unwritten.items()]
     lines += [f"{'MLflow':<18} {how_to_look}"]

@@ -9,7 +9,16 @@ from functools import partial
 from diffusion.published import ADM_ABLATION, PUBLISHED
 from pipelines import presets
 from pipelines.configs import RunConfig
-from pipelines.studies import architecture, beside_gans, guidance, objectives, published, sampling_steps, scales
+from pipelines.studies import (
+    architecture,
+    beside_gans,
+    guidance,
+    objectives,
+    published,
+    sampling_steps,
+    scales,
+    scaling,
+)
 from pipelines.studies.kinds import Catalogue, Scale, Study
 
 Base = Callable[[], RunConfig]
@@ -36,6 +45,10 @@ def _upsampled() -> RunConfig:
         upsampler=published.upsampler("64_256_upsampler", iterations=500_000),
         sample=replace(base.sample, guidance_scale=1.0),
     )
+
+
+def _longest() -> RunConfig:
+    return published.iddpm("imagenet64_uncond_100M_1500K", iterations=1_500_000)
 
 
 IMAGENET = {
@@ -169,4 +182,18 @@ ARCHITECTURE: Catalogue = {
     ),
 }  # fmt: skip
 
-ALL: Catalogue = {**ABLATIONS, **GUIDANCE, **SAMPLING_STEPS, **ARCHITECTURE}
+SMALL = (32, 64, 96, 128)
+"""Channels; GroupNorm takes multiples of 32."""
+
+SCALING: Catalogue = {
+    "iddpm-scaling": Study(
+        question=scaling.QUESTION, experiment=scaling.iddpm_scaling,
+        scales={
+            "tiny": Scale(scales.tiny_scaling, None, partial(scaling.iddpm_scaling, widths=SMALL, lr_at=32)),
+            "reduced": Scale(scales.reduced_short, None, partial(scaling.iddpm_scaling, widths=SMALL, lr_at=64)),
+            "paper": Scale(_longest, "ImageNet at 64x64"),
+        },
+    ),
+}  # fmt: skip
+
+ALL: Catalogue = {**ABLATIONS, **GUIDANCE, **SAMPLING_STEPS, **ARCHITECTURE, **SCALING}

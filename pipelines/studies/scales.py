@@ -172,3 +172,9 @@ def reduced_short() -> RunConfig:
     """Fashion-MNIST, trained so briefly that 7.5 times as long is a night, at most."""
     base = reduced()
     return replace(base, train=replace(base.train, images=128 * 20_000))
+
+
+def tiny_scaling() -> RunConfig:
+    """Digits, trained briefly: the widest network takes sixteen times the narrowest's compute."""
+    base = tiny()
+    return replace(base, train=replace(base.train, images=128 * 96))

@@ -134,5 +134,5 @@ def test_every_command_line_explains_itself(file: str) -> None:
 def test_the_steps_of_a_run_each_have_a_command_line() -> None:
     trainings = {"train.py", "train_classifier.py", "train_superres.py"}
     steps = {"evaluate.py", "nll.py", "sample.py", "trajectory.py", *trainings}
-    studies = {"ablation.py", "architecture.py", "guidance.py", "sampling_steps.py"}
+    studies = {"ablation.py", "architecture.py", "guidance.py", "sampling_steps.py", "scaling.py"}
     assert set(COMMANDS) == {"data.py", "figures.py", "reference.py", "report.py", *studies, *steps}
