@@ -25,6 +25,8 @@ class Column:
     """Metric that holds its standard error."""
     count: str | None = None
     """Metric that holds how many images it rests on."""
+    paper: str | None = None
+    """Key of the paper's column that it is set beside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ class Experiment(Generic[C]):
     literature: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Name -> numbers by key that the paper prints of others' models, which nobody runs."""
     claims: tuple[Claim, ...] = ()
+    against: Mapping[str, str] = field(default_factory=dict)
+    """Row -> the row it is held against: whether it moves our numbers as it does the paper's."""
     varies: tuple[str, ...] = ()
     """Keys of protocols in which rows differ on purpose, such as sampler: what the table is about."""
     axis: Axis | None = None
@@ -151,6 +155,7 @@ class Experiment(Generic[C]):
             self,
             variants=kept,
             paper={variant: numbers for variant, numbers in self.paper.items() if variant in kept},
+            against={row: other for row, other in self.against.items() if {row, other} <= kept.keys()},
             axis=self.axis and replace(self.axis, points={v: at for v, at in self.axis.points.items() if v in kept}),
             claims=tuple(claim for claim in claims if {claim.better, claim.worse} <= kept.keys()),
         )
@@ -170,6 +175,8 @@ class Experiment(Generic[C]):
             if meaning in meanings:
                 raise ValueError(f"{self.name}: rows {meanings[meaning]!r} and {variant!r} have the same config")
             meanings[meaning] = variant
+        for variant in [row for pair in self.against.items() for row in pair]:
+            self._known("row", variant, list(self.variants), "against")
         for variant in self.axis.points if self.axis is not None else ():
             self._known("row", variant, list(self.variants), "axis")
         for metric in self.laws:

@@ -26,21 +26,24 @@ SMOOTHED_OVER = 0.05  # of the curve's length
 
 def scatter(table: ComparisonTable, x: str, y: str, path: Path) -> None:
     """One point a row: ours on the left with error bars, the paper's on the right with axes of its own."""
-    paper = _paper_points(table)
-    figure, axes = plt.subplots(1, 2 if paper else 1, figsize=(11, 4.6), squeeze=False)
+    paper = _paper_points(table, x, y)
+    lines_of_legend = -(-len(table.experiment.variants) // 3)
+    height = 4.1 + 0.22 * lines_of_legend
+    figure, axes = plt.subplots(1, 2 if paper else 1, figsize=(WIDTH, height), squeeze=False)
     ours = {variant: point for variant in table.experiment.variants if (point := _point(table, variant, x, y))}
     experiment = table.experiment
     rows = list(experiment.variants)
     _draw(axes[0][0], ours, rows, "ours", experiment.column(x).label, experiment.column(y).label)
     if paper:
-        labels = [column.label for column in experiment.paper_columns[:2]]
-        _draw(axes[0][1], paper, rows, experiment.source, labels[0], labels[1])
+        labels = {column.key: column.label for column in experiment.paper_columns}
+        names = [labels[experiment.column(metric).paper or ""] for metric in (x, y)]
+        _draw(axes[0][1], paper, rows, experiment.source, *names)
     figure.suptitle(experiment.title)
     handles = {
         name: handle for panel in axes[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
-    save(figure, path, bottom=0.24)
+    save(figure, path, bottom=(0.6 + 0.22 * lines_of_legend) / height)
 
 
 def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylabel: str, title: str) -> None:
@@ -150,13 +153,17 @@ def _point(table: ComparisonTable, variant: str, x: str, y: str) -> Point | None
     return across[0], up[0], across[1] or 0.0, up[1] or 0.0
 
 
-def _paper_points(table: ComparisonTable) -> dict[str, Point]:
-    keys = [column.key for column in table.experiment.paper_columns[:2]]
-    if len(keys) < 2:
+def _paper_points(table: ComparisonTable, x: str, y: str) -> dict[str, Point]:
+    """The paper's numbers of the same two columns, of the rows that have both."""
+    experiment = table.experiment
+    across, up = experiment.column(x).paper, experiment.column(y).paper
+    if across is None or up is None:
         return {}
-    paper = table.experiment.paper
-    rows = [variant for variant in table.experiment.variants if all(key in paper.get(variant, {}) for key in keys)]
-    return {variant: (paper[variant][keys[0]], paper[variant][keys[1]], 0.0, 0.0) for variant in rows}
+    return {
+        row: (numbers[across], numbers[up], 0.0, 0.0)
+        for row in experiment.variants
+        if {across, up} <= (numbers := experiment.paper.get(row, {})).keys()
+    }
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

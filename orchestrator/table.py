@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from scipy import stats
 
-from orchestrator.experiment import Column, Experiment
+from orchestrator.experiment import Better, Column, Experiment, Extreme
 from orchestrator.protocols import (
     MixedProtocols,
     comparable_by,
@@ -86,6 +86,36 @@ class ComparisonTable:
             for claim in self.experiment.claims
         ]
 
+    @property
+    def row_verdicts(self) -> list[Verdict]:
+        """Of each row that is held against another, and each column: whether it moves as the paper's number does."""
+        experiment, found = self.experiment, []
+        for row, other in experiment.against.items():
+            for column in experiment.columns:
+                numbers = [experiment.paper.get(one, {}).get(column.paper or "") for one in (row, other)]
+                if column.best is None or None in numbers or numbers[0] == numbers[1]:
+                    continue
+                ours, theirs = numbers
+                assert ours is not None
+                assert theirs is not None
+                better, worse = (row, other) if (ours < theirs) == (column.best == "min") else (other, row)
+                of = {one: self.measured(one, column.metric) for one in (row, other)}
+                text = f"{row} against {other}: {ours - theirs:+.3g} in the paper"
+                found.append(judge(Better(text=text, metric=column.metric, better=better, worse=worse), column, of))
+        return found
+
+    def is_best(self, variant: str, column: Column) -> bool:
+        """Whether a row has the best value of a column, and its difference to every other row is resolved."""
+        if column.best is None or variant not in self.experiment.variants or len(self.experiment.variants) < 2:
+            return False
+        claim = Extreme(text="", metric=column.metric, variant=variant, which="best")
+        rows = {row: self.measured(row, column.metric) for row in self.experiment.variants}
+        known = {row: one for row, one in rows.items() if one is not None}
+        if variant not in known or len(known) < 2:
+            return False
+        verdict = judge(claim, column, dict(known))
+        return verdict.outcome == "shown" and any(one.errors or len(one.by_seed) > 1 for one in known.values())
+
     def measured(self, variant: str, metric: str) -> Measured | None:
         """A row's values of a metric by seed, with their standard errors; None when every seed failed."""
         rows = [result for result in self.results if result.variant == variant]
@@ -116,13 +146,13 @@ class ComparisonTable:
         console = Console(
             file=io.StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None, markup=False, emoji=False
         )
-        headings, rows = self._headings(), self._rows()
+        headings, rows = self.headings(), self.rows()
         if _natural_width(headings, rows) <= TEXT_WIDTH:
-            console.print(_for_terminal(self._title(), headings, rows))
+            console.print(_for_terminal(self.title(), headings, rows))
         else:  # the paper's numbers in a table of their own: broken within cells, nobody could read either
             ours = 1 + len(self.experiment.paper_columns)
             own = [(row[0], *row[ours:]) for row in rows if row[0] not in self.experiment.literature]
-            console.print(_for_terminal(self._title(), (headings[0], *headings[ours:]), own))
+            console.print(_for_terminal(self.title(), (headings[0], *headings[ours:]), own))
             printed = [row[:ours] for row in rows if any(row[1:ours])]
             console.print(_for_terminal("The paper's numbers", headings[:ours], printed))
         claims = RichTable(title="The paper's orderings", title_justify="left", title_style="")
@@ -139,10 +169,12 @@ class ComparisonTable:
 
     def to_markdown(self) -> str:
         """For a README or a web page."""
-        lines = [f"### {self._title()}", "", *_markdown(self._headings(), self._rows())]
+        lines = [f"### {self.title()}", "", *_markdown(self.headings(), self.rows())]
         if self.experiment.claims:
             verdicts = [(v.text, v.metric, f"**{v.outcome}**", v.why) for v in self.verdicts]
             lines += ["", *_markdown(("the paper's ordering", "metric", "our run", "difference"), verdicts)]
+        if rows := [(v.text, v.metric, f"**{v.outcome}**", v.why) for v in self.row_verdicts]:
+            lines += ["", *_markdown(("row by row", "metric", "our run", "difference"), rows)]
         lines += ["", *(f"- {note}" for note in self.footnotes())]
         return "\n".join(lines) + "\n"
 
@@ -171,7 +203,7 @@ class ComparisonTable:
 
     def records(self) -> list[dict[str, Any]]:
         """The table's cells by heading, for a tracker that shows tables."""
-        return [dict(zip(self._headings(), row, strict=True)) for row in self._rows()]
+        return [dict(zip(self.headings(), row, strict=True)) for row in self.rows()]
 
     def footnotes(self) -> list[str]:
         """What a reader must know of the rows, and the protocol of every column."""
@@ -199,20 +231,23 @@ class ComparisonTable:
         lines += measured_with((row.variant, protocol) for row in measured for protocol in row.protocol.values())
         return [*lines, f"Paper: {self.experiment.source}."] if self.experiment.paper else lines
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What stands above it."""
         seeds = self.experiment.seeds
         spread = (
             "1 seed, ± standard error of the evaluation" if len(seeds) == 1 else f"{len(seeds)} seeds, ± 95% interval"
         )
         return f"{self.experiment.title} ({spread})"
 
-    def _headings(self) -> tuple[str, ...]:
+    def headings(self) -> tuple[str, ...]:
+        """The row's own (empty), the paper's columns, ours, and how many images these rest on."""
         paper = [column.label for column in self.experiment.paper_columns]
         ours = [column.label for column in self.experiment.columns]
         counts = [f"n ({_short(count)})" for count in self._counts()]
         return ("", *paper, *ours, *counts)
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells as text, in the order of the headings; others' models last."""
         ours = [
             (self._label(variant), *self._paper(variant), *self._ours(variant), *self._numbers(variant))
             for variant in self.experiment.variants

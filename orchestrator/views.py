@@ -9,7 +9,9 @@ from pathlib import Path
 from orchestrator.errors import DamagedArtifact
 from orchestrator.experiment import Trial
 from orchestrator.files import write_whole
+from orchestrator.html_report import to_html
 from orchestrator.journal import read_points
+from orchestrator.latex import to_latex
 from orchestrator.plots import curves, lines, scatter, strips
 from orchestrator.protocols import MixedProtocols
 from orchestrator.scaling import draw, laws, to_csv, to_markdown
@@ -30,6 +32,8 @@ class Presentation:
     """(role of a step, key in its journal, axis label): one curve a row."""
     strip: tuple[str, str] | None = None
     """(role of a step, picture it leaves): one picture a row, under each other."""
+    command: str = ""
+    """What runs the study again."""
     mixed_protocols: MixedProtocols = "refuse"
     """Whether cells that were measured otherwise than their column's first one may stand there, marked."""
 
@@ -46,6 +50,7 @@ def write_views(
     views: dict[str, Callable[[Path], object]] = {
         "comparison.md": lambda path: write_whole(path, table.to_markdown()),
         "comparison.csv": lambda path: write_whole(path, table.to_csv()),
+        "comparison.tex": lambda path: write_whole(path, to_latex(table)),
     }
     if presentation.scatter is not None:
         x, y = presentation.scatter
@@ -64,7 +69,10 @@ def write_views(
         )  # fmt: skip
     if presentation.strip is not None and (pictures := _files(plans, store, *presentation.strip)):
         views["samples.png"] = lambda path: strips(pictures, path, title=f"{title}: samples of the same seeds")
-    files, unwritten = {}, {}
+    # Last: it shows the others.
+    views["report.html"] = lambda path: write_whole(path, _report(table, files, plans, store, presentation))
+    files: dict[str, Path] = {}
+    unwritten: dict[str, str] = {}
     for name, write in views.items():
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -73,6 +81,15 @@ def write_views(
         except (OSError, DamagedArtifact) as error:
             unwritten[name] = str(error)
     return files, unwritten
+
+
+def _report(
+    table: ComparisonTable, files: Mapping[str, Path], plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
+    presentation: Presentation,
+) -> str:  # fmt: skip
+    pictures = [path for name, path in files.items() if name.endswith(".png")]
+    fitted = files["laws.md"].read_text() if "laws.md" in files else ""
+    return to_html(table, plans, store, pictures=pictures, command=presentation.command, laws=fitted)
 
 
 def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from pipelines.evaluate import frechet_name
 from pipelines.measured import check_columns
 from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
+from pipelines.studies.catalogue import file_of
 from pipelines.studies.kinds import Catalogue, Scale, Study
 from pipelines.studies.own import SUFFIX, read_study
 
@@ -92,7 +94,19 @@ class Selection:
 
     def presentation(self, studies: Catalogue, base: RunConfig) -> Presentation:
         """What of it people look at."""
-        return presentation(self.chosen(studies), base, self.mixed_protocols)
+        shown = presentation(self.chosen(studies), base, self.mixed_protocols)
+        return replace(shown, command=self.command())
+
+    def command(self) -> str:
+        """What runs it again, but for places: a line for a shell."""
+        assert self.study is not None  # chosen() has seen to it
+        words = ["python", f"pipelines/{file_of(self.study)}", self.study, "--preset", self.preset]
+        words += ["--seeds", str(self.seeds)] if self.seeds > 1 else []
+        named = {"rows": self.rows, "milestones": self.milestones, "set": self.set, "data": _given(self.data),
+                 "large-data": _given(self.large_data)}  # fmt: skip
+        words += [word for name, values in named.items() for value in values for word in (f"--{name}", str(value))]
+        words += ["--mixed-protocols", "mark"] if self.mixed_protocols == "mark" else []
+        return shlex.join(words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +142,10 @@ class StudyCommand(Selection):
             experiment, store, self.places, self.presentation(studies, experiment.base),
             cells_at_once=self.cells_at_once, tracking_uri=self.tracking_uri, verbose=self.verbose,
         )  # fmt: skip
+
+
+def _given(value: str | None) -> tuple[str, ...]:
+    return () if value is None else (value,)
 
 
 def presentation(study: Study, base: RunConfig, mixed_protocols: MixedProtocols = "refuse") -> Presentation:

@@ -59,6 +59,7 @@ def adm_architecture(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
         paper_columns=(PAPER_FID,),
         paper=paper,
         claims=_architecture_claims(frechet_name(base.features)),
+        against={row + budget: f"base{budget}" for row in CHANGES for budget in (f" ({part}/{whole})", "")},
     )  # fmt: skip
 
 
@@ -119,6 +120,7 @@ def adm_attention(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConf
             Better(text=f"{row} beat 1 head", metric=distance, better=row, worse="1 head")
             for row in rows if row != "1 head"
         ),
+        against={row: "1 head" for row in rows if row != "1 head"},
     )  # fmt: skip
 
 

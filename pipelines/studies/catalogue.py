@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -196,4 +196,13 @@ SCALING: Catalogue = {
     ),
 }  # fmt: skip
 
-ALL: Catalogue = {**ABLATIONS, **GUIDANCE, **SAMPLING_STEPS, **ARCHITECTURE, **SCALING}
+FILES: Mapping[str, Catalogue] = {
+    "ablation.py": ABLATIONS, "guidance.py": GUIDANCE, "sampling_steps.py": SAMPLING_STEPS,
+    "architecture.py": ARCHITECTURE, "scaling.py": SCALING,
+}  # fmt: skip
+ALL: Catalogue = {name: study for studies in FILES.values() for name, study in studies.items()}
+
+
+def file_of(study: str) -> str:
+    """The command that runs a study of that name; ablation.py runs those of files, too."""
+    return next((file for file, studies in FILES.items() if study in studies), "ablation.py")

@@ -8,17 +8,22 @@ from pipelines.evaluate import frechet_name
 from pipelines.features import InceptionConfig
 from pipelines.own_classifier import OwnClassifierConfig
 
-NLL = Column(metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images")
-FID = Column(metric="fid", label="FID", format=".2f", best="min", error="fid_se", count="fd_samples")
-FD = Column(metric="fd", label="Frechet distance", format=".2f", best="min", error="fd_se", count="fd_samples")
-SFID = Column(metric="sfid", label="sFID", format=".2f", best="min", error="sfid_se")
-IS = Column(metric="is", label="IS", format=".2f", best="max", error="is_se")
+NLL = Column(metric="nll_bpd", label="NLL bits/dim", format=".3f", best="min", error="nll_bpd_se", count="nll_images",
+             paper="nll_bpd")  # fmt: skip
+FID = Column(metric="fid", label="FID", format=".2f", best="min", error="fid_se", count="fd_samples",
+             paper="fid")  # fmt: skip
+FD = Column(metric="fd", label="Frechet distance", format=".2f", best="min", error="fd_se", count="fd_samples",
+            paper="fid")  # fmt: skip
+SFID = Column(metric="sfid", label="sFID", format=".2f", best="min", error="sfid_se", paper="sfid")
+IS = Column(metric="is", label="IS", format=".2f", best="max", error="is_se", paper="is")
 CLASSIFIER_SCORE = Column(
     metric="classifier_score", label="Classifier score", format=".2f", best="max", error="classifier_score_se"
 )
 KID = Column(metric="kid", label="KID", format=".4f", best="min", error="kid_se", count="fd_samples")
-PRECISION = Column(metric="precision", label="Precision", format=".3f", best="max", error="precision_se")
-RECALL = Column(metric="recall", label="Recall", format=".3f", best="max", error="recall_se")
+PRECISION = Column(
+    metric="precision", label="Precision", format=".3f", best="max", error="precision_se", paper="precision"
+)
+RECALL = Column(metric="recall", label="Recall", format=".3f", best="max", error="recall_se", paper="recall")
 
 PAPER_NLL = PaperColumn(key="nll_bpd", label="paper NLL", format=".2f")
 PAPER_FID = PaperColumn(key="fid", label="paper FID", format=".2f")

@@ -64,6 +64,7 @@ def adm_guidance(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConfi
         paper_columns=PAPER_COLUMNS,
         paper={rows[key]: _printed(numbers) for key, numbers in TABLE_4.items()},
         claims=_claims(frechet_name(base.features)),
+        against={rows[kind, scale]: kind for kind, scale in rows if scale},
         varies=("guidance", "classifier", "labels"),
         axis=Axis(
             label="scale of guidance", points={row: (kind, scale) for (kind, scale), row in rows.items()}
@@ -121,6 +122,7 @@ def adm_upsampling(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunCon
                    worse="upsampled"),
             Better(text="guidance lowers recall", metric="recall", better="upsampled", worse="guided and upsampled"),
         ),
+        against={"guided and upsampled": "upsampled"},
         varies=("guidance", "classifier"),
     )  # fmt: skip
 

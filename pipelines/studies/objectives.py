@@ -19,6 +19,8 @@ LONGER = 7.5
 LEARNED = {"diffusion.variance": "learned_range"}
 SIMPLE = {"diffusion.loss": "simple", "diffusion.variance": "fixed_large"}
 HYBRID = {"diffusion.loss": "hybrid", **LEARNED}
+BASELINE = "1K linear simple"
+"""DDPM's own."""
 DROPOUT = {"linear": 0.1, "cosine": 0.3}
 """Of CIFAR-10, each the best of 0.1, 0.2 and 0.3 (Improved DDPM, appendix A)."""
 
@@ -44,6 +46,7 @@ def iddpm_cifar10(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConf
             "4K cosine vlb": {"nll_bpd": 2.94, "fid": 11.47},
         },
         claims=_claims(frechet_name(base.features), vlb="4K cosine vlb"),
+        against={row: BASELINE for row in _rows(base) if row != BASELINE},
     )  # fmt: skip
 
 
@@ -87,6 +90,7 @@ def iddpm_imagenet64(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunC
                 worse="4K cosine hybrid",
             ),
         ),
+        against={row: BASELINE for row in rows if row != BASELINE},
     )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def adm_schedules(base: RunConfig, seeds: tuple[int, ...]) -> Experiment[RunConf
             Better(text="all steps beat even ones", metric=frechet_name(base.features), better=every,
                    worse=uniform),
         ),
+        against={row: uniform for row in rows if row != uniform},
         varies=("sampler",),
     )  # fmt: skip
 

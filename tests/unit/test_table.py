@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.experiment import Axis, Better, Claim, Column, Experiment, Extreme, PaperColumn
+from orchestrator.latex import to_latex
 from orchestrator.plots import curves, scatter
 from orchestrator.protocols import MEASURED_WITH, MixedProtocols, protocol_fingerprint
 from orchestrator.store import ArtifactStore
@@ -23,7 +24,7 @@ from tests.unit.test_experiment import Config
 PAPER = (PaperColumn(key="loss", label="paper loss"),)
 DEEP_WINS = Better(text="deep wins", metric="loss", better="deep", worse="shallow")
 COLUMNS = (
-    Column(metric="loss", label="loss", format=".2f", best="min", error="loss_se", count="images"),
+    Column(metric="loss", label="loss", format=".2f", best="min", error="loss_se", count="images", paper="loss"),
     Column(metric="fd", label="FD", format=".1f", best="min"),
 )
 
@@ -244,6 +245,42 @@ def test_a_table_that_is_too_wide_has_the_papers_numbers_below_it() -> None:
     assert "shallow" not in papers.partition("The paper's orderings")[0]
 
 
+def of_paper(shallow: float, deep: float, losses: Mapping[str, list[float]]) -> tuple[str, Outcome, str]:
+    """The verdict on the deep row, held against the shallow one."""
+    paper = {"shallow": {"loss": shallow}, "deep": {"loss": deep}}
+    (verdict,) = table(losses, paper=paper, against={"deep": "shallow"}).row_verdicts
+    return verdict.text, verdict.outcome, verdict.why
+
+
+def test_a_row_is_held_against_another_in_the_papers_direction() -> None:
+    assert of_paper(2.0, 1.5, {"shallow": [3.0], "deep": [2.0]}) == (
+        "deep against shallow: -0.5 in the paper", "shown", "-1.00 ± 0.28",
+    )  # fmt: skip
+    assert of_paper(2.0, 1.5, {"shallow": [3.0], "deep": [4.0]})[1] == "not shown"
+    assert of_paper(1.5, 2.0, {"shallow": [3.0], "deep": [4.0]})[:2] == (
+        "deep against shallow: +0.5 in the paper", "shown",
+    )  # fmt: skip
+    # Differences of -0.2, -0.3 and -0.4 over three seeds are resolved, -0.1, -0.3 and -0.5 are not.
+    assert of_paper(2.0, 1.5, {"shallow": [2.0, 3.0, 4.0], "deep": [1.8, 2.7, 3.6]})[1] == "shown"
+    assert of_paper(2.0, 1.5, {"shallow": [2.0, 3.0, 4.0], "deep": [1.9, 2.7, 3.5]})[1] == "not resolved"
+
+
+def test_only_a_best_whose_difference_to_all_others_is_resolved_is_bold() -> None:
+    clear, close = table({"shallow": [3.0], "deep": [2.0]}), table({"shallow": [3.0], "deep": [2.9]})
+    assert r"\textbf{2.00 $\pm$ 0.10}" in to_latex(clear)
+    assert "textbf" not in to_latex(close)
+    assert not any(clear.is_best(row, COLUMNS[1]) for row in ("shallow", "deep"))  # of FD no error is known
+
+
+def test_what_latex_would_take_for_commands_is_escaped() -> None:
+    text = to_latex(
+        table({"50% & more_": [3.0], "{a}$^~#\\": [2.0]}, claims=(), literature={"Elsewhere": {"loss": 1.0}})
+    )
+    assert r"50\% \& more\_ &" in text
+    assert r"\{a\}\$\textasciicircum{}\textasciitilde{}\#\textbackslash{} &" in text
+    assert "\\midrule\n    Elsewhere & 1.00 &  &  \\\\" in text
+
+
 def test_rows_that_are_points_are_drawn_as_lines_also_where_one_failed(tmp_path: Path) -> None:
     points = {"shallow": ("a", 1.0), "deep": ("a", 2.0)}
     drawn = table({"shallow": [2.0], "deep": [1.0]}, failed=("deep",), axis=Axis(label="layers", points=points))
@@ -264,7 +301,7 @@ def test_a_view_that_cannot_be_written_leaves_the_others_and_says_why(tmp_path: 
     store = ArtifactStore(str(tmp_path / "store"))
     shown = Presentation(scatter=("loss", "fd"))
     files, unwritten = write_views(table({"shallow": [2.0], "deep": [1.0]}), tmp_path, shown, {}, store)
-    assert set(files) == {"comparison.md", "loss-fd.png"}
+    assert set(files) == {"comparison.md", "comparison.tex", "loss-fd.png", "report.html"}
     assert all(path.is_file() for path in files.values())
     assert set(unwritten) == {"comparison.csv"}
     assert "comparison.csv" in unwritten["comparison.csv"]
