@@ -17,6 +17,7 @@ from orchestrator.lease import is_at_work
 from orchestrator.materialize import lease_of, materialize, pending
 from orchestrator.progress import Watcher, failure
 from orchestrator.signals import Background
+from orchestrator.status import CellStatus, status
 from orchestrator.step import Resources, Step, walk
 from orchestrator.stopping import stop_all
 from orchestrator.store import ArtifactStore
@@ -138,6 +139,11 @@ def table_so_far(
     plans = _begun(experiment, plan, store)
     unfinished = _why_unfinished(plans, store)
     return _table(experiment, plans, store, presentation, unfinished)
+
+
+def status_so_far(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> list[CellStatus]:
+    """How far each cell is. Raises PreflightError where the store has nothing of it."""
+    return status(_begun(experiment, plan, store), store)
 
 
 def _begun(experiment: Experiment[Any], plan: Plan, store: ArtifactStore) -> dict[Trial, Mapping[str, Step]]:

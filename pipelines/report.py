@@ -1,6 +1,9 @@
 """What has a study found so far, and does the tracker know it all? From what the store has; nothing is run.
 
 python pipelines/report.py table iddpm-cifar10 --store artifacts
+python pipelines/report.py status iddpm-cifar10
+python pipelines/report.py compare iddpm-cifar10 --a "4K cosine simple" --b "4K cosine hybrid"
+python pipelines/report.py diff iddpm-cifar10 --a "4K cosine simple" --b "4K cosine hybrid"
 python pipelines/report.py sync iddpm-cifar10 --store artifacts --tracking-uri http://127.0.0.1:5000
 """
 
@@ -11,9 +14,11 @@ from typing import Annotated
 
 import tyro
 
+from orchestrator.compare import aligned, compare_rows, different_settings
 from orchestrator.errors import PreflightError
 from orchestrator.experiment import Experiment
-from orchestrator.run import sync_experiment, table_so_far
+from orchestrator.run import status_so_far, sync_experiment, table_so_far
+from orchestrator.status import to_text
 from orchestrator.store import ArtifactStore
 from orchestrator.views import Presentation
 from pipelines.cli import HERE, Places, run
@@ -44,6 +49,46 @@ class Table(Selection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Status(Table):
+    """Print how far each cell of a study is, while it runs or after it. Nothing is touched."""
+
+    def __call__(self) -> int:
+        """Print it."""
+        experiment, artifacts, _ = self.opened()
+        print(to_text(status_so_far(experiment, plan, artifacts)))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Table):
+    """Print in which numbers two rows of a study differ, and whether that is resolved."""
+
+    a: str
+    """A row, as the table calls it."""
+    b: str
+    """The row that is held against it."""
+
+    def __call__(self) -> int:
+        """Print it."""
+        experiment, artifacts, shown = self.opened()
+        table = table_so_far(experiment, plan, artifacts, shown)
+        print(aligned([("", self.a, self.b, "difference", ""), *compare_rows(table, self.a, self.b)]))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff(Compare):
+    """Print in which settings two rows of a study differ. They need not have been run."""
+
+    def __call__(self) -> int:
+        """Print them."""
+        experiment = self.build(ALL, Places(store=self.store).artifact_store(), may_lack_images=True)
+        apart = different_settings(experiment, self.a, self.b)
+        print(aligned([("", self.a, self.b), *((key, str(one), str(other)) for key, (one, other) in apart.items())]))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sync(Table):
     """Send MLflow what it lacks of a study, cells without a result included, and print the table. Not while it runs."""
 
@@ -61,11 +106,15 @@ class Sync(Table):
 
 def main(
     command: Annotated[
-        Annotated[Table, tyro.conf.subcommand("table")] | Annotated[Sync, tyro.conf.subcommand("sync")],
+        Annotated[Table, tyro.conf.subcommand("table")]
+        | Annotated[Status, tyro.conf.subcommand("status")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Diff, tyro.conf.subcommand("diff")]
+        | Annotated[Sync, tyro.conf.subcommand("sync")],
         tyro.conf.arg(name=""),
     ],
 ) -> int:
-    """Show what a study has found, and send it to MLflow."""
+    """Show how far a study is and what it has found, compare its rows, and send it all to MLflow."""
     return command()
 
 
