@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,15 @@ class TrackerFeed:
         plans: Mapping[Trial, Mapping[str, Step]],
         store: ArtifactStore,
         attachments: Sequence[tuple[str, str]],
+        *,
+        is_tracked: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._tracker = tracker
         self._experiment = experiment
         self._plans = plans
         self._store = store
         self._attachments = attachments
+        self._is_tracked = is_tracked
         self._study_is_open = False
         self._opened: set[str] = set()
         self._lines: dict[tuple[str, Path], int] = {}  # rows that share a training both show its curve
@@ -160,7 +163,7 @@ class TrackerFeed:
             points, following = read_points(journal, from_line=self._lines.get(place, 0))
             if points:
                 named = [replace(point, key=f"{step.prefix}{point.key}") for point in points]
-                self._tracker.send_points(trial.key, named)
+                self._tracker.send_points(trial.key, [point for point in named if self._is_tracked(point.key)])
             self._lines[place] = following
 
     def _finish_done(self, trial: Trial, steps: Mapping[str, Step]) -> None:
@@ -169,7 +172,7 @@ class TrackerFeed:
         self._tracker.finish_trial(
             trial.key,
             status="finished",
-            metrics=said.metrics,
+            metrics={name: value for name, value in said.metrics.items() if self._is_tracked(name)},
             protocols={metric: protocol_fingerprint(protocol) for metric, protocol in said.protocol.items()},
             notes=said.notes,
             files=files,

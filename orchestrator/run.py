@@ -99,7 +99,7 @@ def run_experiment(
     for trial, steps in plans.items():
         check(trial.config, {role: store.path(step) for role, step in steps.items() if not step.inputs})
     waiting = [trial for trial, steps in plans.items() if pending(steps.values(), store)]
-    feed = TrackerFeed(tracker, experiment, plans, store, presentation.attachments)
+    feed = TrackerFeed(tracker, experiment, plans, store, presentation.attachments, is_tracked=presentation.is_tracked)
     if (outage := feed.check()) is not None:
         display.say(f"{outage}; the study goes on, and what the tracker misses is sent once it answers")
     said: dict[str, str] = {}
@@ -124,7 +124,9 @@ def sync_experiment(
     waiting = pending([step for steps in plans.values() for step in steps.values()], store)
     if at_work := [step.key for step in waiting if is_at_work(lease_of(step, store))]:
         raise PreflightError(f"{', '.join(at_work)} is being run: the study sends this itself; sync when it has ended")
-    with TrackerFeed(tracker, experiment, plans, store, presentation.attachments) as feed:
+    with TrackerFeed(
+        tracker, experiment, plans, store, presentation.attachments, is_tracked=presentation.is_tracked
+    ) as feed:
         unfinished = _why_unfinished(plans, store)
         table, files, unwritten = _told(experiment, plans, store, presentation, unfinished)
         failed = {key: why for key, why in unfinished.items() if why != NOT_YET}

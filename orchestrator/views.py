@@ -32,6 +32,8 @@ class Presentation:
     """(role of a step, key in its journal, axis label): one curve a row."""
     strip: tuple[str, str] | None = None
     """(role of a step, picture it leaves): one picture a row, under each other."""
+    is_tracked: Callable[[str], bool] = lambda _: True
+    """Which metrics the tracker is sent, by name; all of them are in the table's CSV and in the journals."""
     command: str = ""
     """What runs the study again."""
     mixed_protocols: MixedProtocols = "refuse"

@@ -1,6 +1,8 @@
-"""Which numbers does a run end in? By its config, so that a table that asks for another is refused before it runs."""
+"""Which numbers does a run end in, and which of them are looked at? A table that asks for another is refused."""
 
 from __future__ import annotations
+
+import re
 
 from orchestrator.config import hint
 from orchestrator.experiment import Experiment
@@ -16,6 +18,19 @@ NEEDS = {
     "fd": "another features.kind than inception, whose distance is fid",
     "classifier_score": "features.kind=classifier",
 }
+
+DETAILS = re.compile(r"_(low|high|q[0-3])$|_top5|^nll_rounds$|^nll_bpd_se_draws$|^fd_reference$|^data_wait$")
+"""In the CSV and the journals alone: bounds of intervals whose error is there, and quarters of losses."""
+OTHER_TRAININGS = re.compile(r"^(features_classifier|classifier|upsampler)_")
+LOOKED_AT = re.compile(r"^(?:(?:classifier|upsampler)_loss|(?:features_)?classifier_held_out_accuracy)$")
+"""Of trainings beside the model's own."""
+
+
+def is_tracked(name: str) -> bool:
+    """Whether MLflow is sent a metric: a run's page and charts are of use with some thirty, not with 150."""
+    if DETAILS.search(name):
+        return False
+    return name.startswith("classifier_score") or not OTHER_TRAININGS.match(name) or bool(LOOKED_AT.match(name))
 
 
 def measured(config: RunConfig) -> frozenset[str]:

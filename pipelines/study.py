@@ -26,7 +26,7 @@ from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.configs import RunConfig
 from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
-from pipelines.measured import check_columns
+from pipelines.measured import check_columns, is_tracked
 from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
 from pipelines.studies.catalogue import file_of
@@ -157,6 +157,7 @@ def presentation(study: Study, base: RunConfig, mixed_protocols: MixedProtocols 
     return Presentation(
         attachments=((drawn, GRID_FILE),), strip=(drawn, STRIP_FILE), scatter=axes,
         curve=("train", "simple", "L_simple, training"), mixed_protocols=mixed_protocols,
+        is_tracked=is_tracked,
     )  # fmt: skip
 
 
