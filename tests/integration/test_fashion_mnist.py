@@ -103,6 +103,7 @@ def test_batches_are_the_same_from_disk_and_from_s3_resident_and_streaming(
     assert hashes == {BATCHES_SHA256}
 
 
+@pytest.mark.chaos  # a minute: make chaos runs it
 def test_a_hundred_steps_train_the_same_weights_from_disk_and_streaming_from_s3(
     store: Path, attached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
