@@ -41,9 +41,9 @@ class Cell:
 
 def to_html(
     table: ComparisonTable, plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, *,
-    pictures: Sequence[Path], command: str, laws: str = "",
+    pictures: Sequence[Path], command: str, row_command: str, laws: str = "",
 ) -> str:  # fmt: skip
-    """The report; command is what runs the study."""
+    """The report; command is what runs the study, row_command what runs the row that is named behind it."""
     environment = Environment(
         loader=PackageLoader("orchestrator", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -67,7 +67,7 @@ def to_html(
         costs=_costs((step.prefix + step.name, record.seconds) for step, record in records.items()),
         command=command,
         cells=[
-            {"row": row, "command": f"{command} --rows {shlex.quote(row)}"} for row in table.experiment.variants
+            {"row": row, "command": f"{row_command} --rows {shlex.quote(row)}"} for row in table.experiment.variants
         ],
         notes=table.footnotes(),
         facts=_facts(record.provenance for record in records.values()),

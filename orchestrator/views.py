@@ -36,6 +36,8 @@ class Presentation:
     """Which metrics the tracker is sent, by name; all of them are in the table's CSV and in the journals."""
     command: str = ""
     """What runs the study again."""
+    row_command: str = ""
+    """What runs a row of it, less the row: --rows NAME comes behind it."""
     mixed_protocols: MixedProtocols = "refuse"
     """Whether cells that were measured otherwise than their column's first one may stand there, marked."""
 
@@ -91,7 +93,8 @@ def _report(
 ) -> str:  # fmt: skip
     pictures = [path for name, path in files.items() if name.endswith(".png")]
     fitted = files["laws.md"].read_text() if "laws.md" in files else ""
-    return to_html(table, plans, store, pictures=pictures, command=presentation.command, laws=fitted)
+    return to_html(table, plans, store, pictures=pictures, command=presentation.command,
+                   row_command=presentation.row_command, laws=fitted)  # fmt: skip
 
 
 def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, list[Path]]:

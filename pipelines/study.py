@@ -99,7 +99,7 @@ class Selection:
     def presentation(self, studies: Catalogue, base: RunConfig) -> Presentation:
         """What of it people look at."""
         shown = presentation(self.chosen(studies), base, self.mixed_protocols)
-        return replace(shown, command=self.command())
+        return replace(shown, command=self.command(), row_command=replace(self, rows=()).command())
 
     def command(self) -> str:
         """What runs it again, but for places: a line for a shell."""

@@ -60,7 +60,8 @@ def test_the_report_shows_its_table_verdicts_and_pictures(tmp_path: Path) -> Non
     made = table({"shallow": [3.0], "deep": [2.0]}, against={"deep": "shallow"}, paper={"deep": {"loss": 7.25}})
     store = ArtifactStore(str(tmp_path / "store"))
     report = tmp_path / "report.html"
-    report.write_text(to_html(made, {}, store, pictures=[tmp_path / "lines.png"], command="python x.py"))
+    report.write_text(to_html(made, {}, store, pictures=[tmp_path / "lines.png"], command="python x.py",
+                              row_command="python x.py"))  # fmt: skip
     text, picture = opened(report.as_uri(), tmp_path)
     assert picture.size == (WIDTH, HEIGHT)
     for said in ("Of the paper's 1 orderings: 1 shown.", "2.00 ± 0.10", "7.25", "deep wins", "python x.py --rows deep"):

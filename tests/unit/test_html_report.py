@@ -19,7 +19,8 @@ from tests.unit.test_table import table
 def report(tmp_path: Path, *, hostile: str = "deep", pictures: tuple[Path, ...] = ()) -> str:
     made = table({"shallow": [3.0], hostile: [2.0]}, claims=(), against={hostile: "shallow"})
     store = ArtifactStore(str(tmp_path / "store"))
-    return to_html(made, {}, store, pictures=pictures, command="python pipelines/ablation.py x")
+    return to_html(made, {}, store, pictures=pictures, command="python pipelines/ablation.py x --rows deep",
+                   row_command="python pipelines/ablation.py x")  # fmt: skip
 
 
 class Tags(HTMLParser):
@@ -37,7 +38,8 @@ def test_it_names_the_rows_and_how_each_is_run_again(tmp_path: Path) -> None:
     text = report(tmp_path)
     assert '<th scope="row">shallow</th>' in text
     assert '<td class="best">2.00 ± 0.10</td>' in text
-    assert "<code>python pipelines/ablation.py x --rows deep</code>" in text
+    assert "The study: <code>python pipelines/ablation.py x --rows deep</code>" in text
+    assert "shallow: <code>python pipelines/ablation.py x --rows shallow</code>" in text
 
 
 def test_nothing_in_it_is_fetched_or_run(tmp_path: Path) -> None:
