@@ -168,14 +168,17 @@ def draw(table: ComparisonTable, found: Sequence[Law], path: Path) -> None:
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             if ours:
                 over.plot(*zip(*ours, strict=True), linewidth=1.0, label=line, **style)
-        for law in found:
-            if law.metric == metric and isinstance(law.fitted, FittedLaw):
-                _draw_law(law, law.fitted, over, above, rest)
+        fitted = [(law, law.fitted) for law in found if law.metric == metric and isinstance(law.fitted, FittedLaw)]
+        for law, of_law in fitted:
+            _draw_law(law, of_law, over, above, rest)
         paper = table.experiment.laws[metric]
         above.plot([], [], " ", label=f"the paper: a = {paper.exponent:g}, E = {paper.offset:g}")
         over.set(xscale="log", xlabel=axis.label, ylabel=column.label)
-        above.set(xscale="log", yscale="log", xlabel=axis.label, ylabel=f"{column.label} less E")
-        rest.set(xscale="log", xlabel=axis.label, ylabel="residual")
+        above.set(xlabel=axis.label, ylabel=f"{column.label} less E")
+        rest.set(xlabel=axis.label, ylabel="residual")
+        if fitted:  # without a law there is nothing to see in them, and no logarithm of it
+            above.set(xscale="log", yscale="log")
+            rest.set(xscale="log")
         rest.axhline(0, color="grey", linewidth=0.8)
         for panel in (over, above):
             panel.legend(frameon=False, fontsize=7)

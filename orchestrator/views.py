@@ -48,7 +48,8 @@ def write_views(
 ) -> tuple[dict[str, Path], dict[str, str]]:  # fmt: skip
     """The table as markdown, CSV and pictures: file name -> path, and file name -> why it could not be written.
 
-    A full disk or a damaged journal takes away a picture, not the table that hours of training led to.
+    A full disk, a damaged journal or numbers that cannot be drawn take away a picture, not the table that hours of
+    training led to.
     """
     title = table.experiment.title
     views: dict[str, Callable[[Path], object]] = {
@@ -82,7 +83,7 @@ def write_views(
             directory.mkdir(parents=True, exist_ok=True)
             write(directory / name)
             files[name] = directory / name
-        except (OSError, DamagedArtifact) as error:
+        except (OSError, DamagedArtifact, ValueError) as error:
             unwritten[name] = str(error)
     return files, unwritten
 

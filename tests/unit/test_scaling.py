@@ -85,6 +85,13 @@ def test_too_few_sizes_are_told_in_place_of_a_law() -> None:
     assert "| NLL, the paper | 0.17 | 33.44 | 3.4 |" in text
 
 
+def test_numbers_that_follow_no_law_are_drawn_all_the_same(tmp_path: Path) -> None:
+    made = table(COMPUTES[:2], seeds=1)
+    files, unwritten = write_views(made, tmp_path, Presentation(), {}, ArtifactStore(str(tmp_path / "store")))
+    assert not unwritten
+    assert files["laws.png"].read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_size_that_failed_is_left_out_and_the_files_are_written(tmp_path: Path) -> None:
     made = table(COMPUTES, failed=(3,))
     files, unwritten = write_views(made, tmp_path, Presentation(), {}, ArtifactStore(str(tmp_path / "store")))
