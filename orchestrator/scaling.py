@@ -23,6 +23,8 @@ from orchestrator.power_law import FittedLaw, Interval, PowerLaw, fit_with_inter
 from orchestrator.table import ComparisonTable
 
 SEED = 0
+FEWEST_FREE = 2.0
+"""Points more than parameters from which an interval is shown."""
 PARAMETERS = ("exponent", "log_scale", "offset")
 COLUMNS = (
     "metric", "with_offset", "what", "size", "compute_macs", "compute_flops", "value", "low", "high", "residual"
@@ -108,10 +110,11 @@ def to_markdown(found: Sequence[Law], papers: Mapping[str, PowerLaw]) -> str:
         if isinstance(law.fitted, str):
             lines.append(f"| {name} | no law: {law.fitted} | | | | |")
             continue
-        parameters = [_interval(law.fitted.interval(of)) for of in ("exponent", "log_scale")]
-        offset = _interval(law.fitted.interval("offset")) if law.with_offset else ""
+        free = law.fitted.freedom
+        parameters = [_interval(law.fitted.interval(of), free) for of in ("exponent", "log_scale")]
+        offset = _interval(law.fitted.interval("offset"), free) if law.with_offset else ""
         predicted = ("", "") if isinstance(law.predicted, str) else (
-            _interval(law.predicted[0]), f"{law.predicted[1]:.4g}")  # fmt: skip
+            _interval(law.predicted[0], free), f"{law.predicted[1]:.4g}")  # fmt: skip
         lines.append(f"| {name} | {' | '.join([*parameters, offset, *predicted])} |")
     for metric, printed in papers.items():
         label = next(law.label for law in found if law.metric == metric)
@@ -130,7 +133,10 @@ def to_markdown(found: Sequence[Law], papers: Mapping[str, PowerLaw]) -> str:
     return "\n".join([*lines, *(f"The largest is not predicted. {why}" for why in unpredicted)]) + "\n"
 
 
-def _interval(interval: Interval) -> str:
+def _interval(interval: Interval, freedom: float) -> str:
+    """With few points more than parameters Student's t says next to nothing, and that is said."""
+    if freedom < FEWEST_FREE:
+        return f"{interval.value:.4g} (too few points for an interval)"
     return f"{interval.value:.4g} ({interval.low:.4g} to {interval.high:.4g})"
 
 

@@ -85,6 +85,11 @@ def test_too_few_sizes_are_told_in_place_of_a_law() -> None:
     assert "| NLL, the paper | 0.17 | 33.44 | 3.4 |" in text
 
 
+def test_with_one_point_more_than_parameters_no_interval_is_shown() -> None:
+    text = to_markdown(laws(table(COMPUTES[:4], seeds=1)), {"nll": LAW})
+    assert "(too few points for an interval)" in text
+
+
 def test_numbers_that_follow_no_law_are_drawn_all_the_same(tmp_path: Path) -> None:
     made = table(COMPUTES[:2], seeds=1)
     files, unwritten = write_views(made, tmp_path, Presentation(), {}, ArtifactStore(str(tmp_path / "store")))
