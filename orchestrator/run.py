@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.backend import Backend, LocalBackend
-from orchestrator.budget import Budget
 from orchestrator.display import Display
 from orchestrator.errors import PreflightError, StepFailed
 from orchestrator.experiment import Experiment, Trial
@@ -90,12 +89,10 @@ class StudyOutcome:
 def run_experiment(
     experiment: Experiment[Any], plan: Plan, check: Check, *, store: ArtifactStore, tracker: Tracker,
     launcher: Launcher, resources: Resources, presentation: Presentation, display: Display, grace_seconds: float,
-    budget: Budget | None = None,
 ) -> StudyOutcome:  # fmt: skip
     """Run what has no record yet and return the whole table.
 
-    Told to end, or with its budget spent (BudgetSpent), it gives steps that listen (stopping.py) grace_seconds to keep
-    their state.
+    Told to end, it gives steps that listen (stopping.py) grace_seconds to keep their state.
     """
     plans = {trial: plan(trial.config) for trial in experiment.trials()}
     prepare_sources([step for steps in plans.values() for step in steps.values()], store, resources)
@@ -109,7 +106,7 @@ def run_experiment(
     with feed:
         if waiting:
             display.begin(experiment, total=len(plans), waiting=len(waiting))
-            said = _launch(experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds, budget)
+            said = _launch(experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds)
         failed = {key: said.get(key, UNSAID) for key in _unfinished(plans, store)}
         table, files, unwritten = _told(experiment, plans, store, presentation, failed)
         behind = feed.finish(table, files, failed)
@@ -176,18 +173,13 @@ def _why_unfinished(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactSt
     return found
 
 
-def folder_of(experiment: Experiment[Any], store: ArtifactStore) -> Path:
-    """Where a study's table and pictures are."""
-    return store.root / "studies" / f"{experiment.name}-{experiment.key()}"
-
-
 def _told(
     experiment: Experiment[Any], plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
     presentation: Presentation, unfinished: Mapping[str, str],
 ) -> tuple[ComparisonTable, dict[str, Path], dict[str, str]]:  # fmt: skip
     """The table, its files, and those that could not be written; unfinished: trial.key -> why it has no result."""
     table = _table(experiment, plans, store, presentation, unfinished)
-    directory = folder_of(experiment, store)
+    directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
     return (table, *write_views(table, directory, presentation, plans, store))
 
 
@@ -215,7 +207,6 @@ def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Reso
 def _launch(
     experiment: Experiment[Any], plan: Plan, plans: Mapping[Trial, Mapping[str, Step]], waiting: Sequence[Trial],
     store: ArtifactStore, launcher: Launcher, resources: Resources, display: Display, grace_seconds: float,
-    budget: Budget | None,
 ) -> dict[str, str]:  # fmt: skip
     with launcher, display:
         began_by = uuid.uuid4().hex
@@ -227,9 +218,6 @@ def _launch(
             while not work.wait(WATCH_SECONDS):
                 watcher.look()
                 display.show(watcher)
-                if budget is not None:
-                    at_work = {step.key for _, step, _ in watcher.running()}  # one that cells share is one
-                    budget.spend(cells=len(at_work), seconds=WATCH_SECONDS)
         except BaseException:
             listeners = {store.path(step) for cell in steps.values() for step in walk(cell)}
             stop_all(listeners, began_by=began_by, seconds=grace_seconds)

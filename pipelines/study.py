@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
-from orchestrator.budget import Budget
 from orchestrator.config import override, parse_settings
 from orchestrator.display import Display, duration
 from orchestrator.errors import PreflightError
 from orchestrator.experiment import Better, Experiment
 from orchestrator.materialize import pending
 from orchestrator.protocols import MixedProtocols
-from orchestrator.run import Launcher, StudyOutcome, folder_of, prepare_sources, run_experiment
+from orchestrator.run import StudyOutcome, run_experiment
 from orchestrator.store import ArtifactStore
 from orchestrator.tracker import Tracker
 from orchestrator.views import Presentation
@@ -28,11 +26,9 @@ from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.configs import RunConfig
 from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
-from pipelines.forecasting import Expected, compared, expected
 from pipelines.measured import check_columns, is_tracked
 from pipelines.named_data import data_changes
 from pipelines.plan import check, plan
-from pipelines.prices import Prices
 from pipelines.studies.catalogue import file_of
 from pipelines.studies.kinds import Catalogue, Scale, Study
 from pipelines.studies.own import SUFFIX, read_study
@@ -126,17 +122,6 @@ class StudyCommand(Selection):
     """Print the studies and end."""
     dry_run: bool = False
     """Print what would run and what is done already, and end."""
-    forecast: bool = False
-    """Measure for a minute, print what the study would take, and end; with --yes, run it then. On a terminal each run
-    begins with it."""
-    yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False
-    """Run without asking."""
-    prices: str | None = None
-    """JSON file of what instances cost an hour (pipelines/prices.py); the forecast then says what the study costs."""
-    instance: str | None = None
-    """Which of them it is run on."""
-    max_hours: float | None = None
-    """Stop, with everything kept, after so many hours of all devices together."""
     verbose: bool = False
     """Show what Ray says, too."""
 
@@ -150,44 +135,13 @@ class StudyCommand(Selection):
         check_workers(experiment.base.train, self.places)
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise ValueError(f"--cells-at-once {self.cells_at_once}: must be at least 1")
-        price, budget = self._price(), self._budget()
         if self.dry_run:
             print(dry_run_text(experiment, store))
             return 0
-        foreseen = None
-        if self.forecast or (not self.yes and sys.stdin.isatty() and _lacks(experiment, store)):
-            foreseen = forecast_of(experiment, store, self.places, self._launcher(store))
-            print(foreseen.to_text(price=price))
-            if not self.yes and (self.forecast or not _agreed()):
-                return 0
         return run_study(
-            experiment, store, self.places, self.presentation(studies, experiment.base), self._launcher(store),
-            tracking_uri=self.tracking_uri, budget=budget, foreseen=foreseen,
+            experiment, store, self.places, self.presentation(studies, experiment.base),
+            cells_at_once=self.cells_at_once, tracking_uri=self.tracking_uri, verbose=self.verbose,
         )  # fmt: skip
-
-    def _launcher(self, store: ArtifactStore) -> Launcher:
-        from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
-
-        return TuneLauncher(
-            store.root / ".ray", resources=self.places.resources(), address=self.places.address,
-            at_once=self.cells_at_once, verbose=self.verbose,
-        )  # fmt: skip
-
-    def _price(self) -> tuple[str, float] | None:
-        """The currency, and what an hour of a worker's device costs."""
-        if (self.prices is None) != (self.instance is None):
-            raise ValueError(f"--prices {self.prices}, --instance {self.instance}: name both, or neither")
-        if self.prices is None or self.instance is None:
-            return None
-        prices = Prices.read(Path(self.prices))
-        return prices.currency, prices.of_device_hour(self.instance, gpu=self.places.gpus_per_worker > 0)
-
-    def _budget(self) -> Budget | None:
-        if self.max_hours is None:
-            return None
-        resources = self.places.resources()
-        devices = resources.gpus_per_worker or resources.cpus_per_worker
-        return Budget(self.max_hours, devices_per_cell=resources.workers * devices)
 
 
 def _given(value: str | None) -> tuple[str, ...]:
@@ -261,43 +215,26 @@ def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str
     return "\n".join(lines)
 
 
-def _lacks(experiment: Experiment[RunConfig], store: ArtifactStore) -> bool:
-    """Whether anything is to be run."""
-    return any(pending(plan(trial.config).values(), store) for trial in experiment.trials())
-
-
-def _agreed() -> bool:
-    """Whether the person at the terminal wants it."""
-    return input("run it? [Y/n] ").strip().lower() in ("", "y", "yes")
-
-
-def forecast_of(
-    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, launcher: Launcher
-) -> Expected:  # fmt: skip
-    """What the study takes where the launcher runs it; its data are prepared for that."""
-    resources = places.resources()
-    prepare_sources([s for trial in experiment.trials() for s in plan(trial.config).values()], store, resources)
-    print("measuring this study's steps on the device...", file=sys.stderr, flush=True)
-    with launcher:
-        return expected(experiment, store, resources, launcher.backend, at_once=launcher.concurrent)
-
-
 def run_study(
-    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, shown: Presentation, launcher: Launcher, *,
-    tracking_uri: str | None, budget: Budget | None, foreseen: Expected | None,
+    experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, shown: Presentation, *,
+    cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
 ) -> int:  # fmt: skip
-    """Run the study, print its table, and return the exit code."""
+    """Run the study on Ray, print its table, and return the exit code."""
+    from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
+
     began = time.monotonic()
     places.check_checkpoints()
+    resources = places.resources()
     tracker = tracker_of(store, tracking_uri)
+    launcher = TuneLauncher(
+        store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
+    )
     outcome = run_experiment(
         experiment, plan, partial(check, data_mib=places.data_mib),
-        store=store, tracker=tracker, launcher=launcher, resources=places.resources(),
-        presentation=shown, display=Display(), grace_seconds=places.grace_seconds, budget=budget,
+        store=store, tracker=tracker, launcher=launcher, resources=resources,
+        presentation=shown, display=Display(), grace_seconds=places.grace_seconds,
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
-    if foreseen is not None:
-        print(compared(foreseen, store, folder_of(experiment, store)))
     if outcome.table.any_failed:
         return SOME_CELLS_FAILED
     return PreflightError.exit_code if outcome.unwritten else 0
