@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import tyro
 
+from orchestrator.backend import LocalBackend
 from orchestrator.config import override, parse_settings
 from orchestrator.display import Display, duration
 from orchestrator.errors import PreflightError
 from orchestrator.experiment import Better, Experiment
 from orchestrator.materialize import pending
 from orchestrator.protocols import MixedProtocols
-from orchestrator.run import StudyOutcome, run_experiment
+from orchestrator.run import StudyOutcome, run_experiment, study_folder
 from orchestrator.store import ArtifactStore
 from orchestrator.tracker import Tracker
 from orchestrator.views import Presentation
@@ -24,7 +27,9 @@ from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.configs import RunConfig
 from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
+from pipelines.forecast import Missing, guessed_seconds, is_small, room_here, sources_of, works_of
 from pipelines.named_data import data_changes
+from pipelines.oversight import Limits, StudyOversight, planned
 from pipelines.plan import check, plan
 
 SOME_CELLS_FAILED = 4
@@ -118,7 +123,19 @@ class StudyCommand(Selection):
     list: bool = False
     """Print the studies and end."""
     dry_run: bool = False
-    """Print what would run and what is done already, and end."""
+    """Print what would run, what it would cost, and what is done already, and end."""
+    yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False
+    """Run without asking; only on a terminal is asked."""
+    prices: str | None = None
+    """JSON file of what machines cost an hour: {"currency": "USD", "instances": {"NAME": {"per_hour": 1.2, "gpus": 1,
+    "cpus": 8}}}."""
+    instance: str | None = None
+    """Which of those machines the workers are on."""
+    max_hours: float | None = None
+    """GPU-hours, on CPUs CPU-hours, that the study may take, with all that was spent on its steps before; it is then
+    stopped, with its state kept."""
+    max_cost: float | None = None
+    """The same in money."""
     verbose: bool = False
     """Show what Ray says, too."""
 
@@ -132,13 +149,30 @@ class StudyCommand(Selection):
         check_workers(experiment.base.train, self.places)
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise ValueError(f"--cells-at-once {self.cells_at_once}: must be at least 1")
+        limits = self.limits()
         if self.dry_run:
             print(dry_run_text(experiment, store))
+            print(self._plan_text(studies, experiment, store, limits))
             return 0
         return run_study(
-            experiment, store, self.places, self.presentation(studies, experiment.base),
+            experiment, store, self.places, self.presentation(studies, experiment.base), limits=limits, yes=self.yes,
             cells_at_once=self.cells_at_once, tracking_uri=self.tracking_uri, verbose=self.verbose,
         )  # fmt: skip
+
+    def limits(self) -> Limits:
+        """Prices and caps. Raises ValueError for those that cannot be."""
+        return Limits.of(
+            self.places.resources(), prices=self.prices, instance=self.instance, max_hours=self.max_hours,
+            max_cost=self.max_cost,
+        )  # fmt: skip
+
+    def _plan_text(
+        self, studies: Catalogue, experiment: Experiment[RunConfig], store: ArtifactStore, limits: Limits
+    ) -> str:
+        if self.data is None and self.chosen(studies).scales[self.preset].images is not None:
+            return "what it would cost hangs on the images: name them with --data"
+        missing = {trial: pending(plan(trial.config).values(), store) for trial in experiment.trials()}
+        return cost_text(missing, store, self.places, limits, cells_at_once=self.cells_at_once, verbose=self.verbose)
 
 
 def presentation(study: Study, base: RunConfig, mixed_protocols: MixedProtocols = "refuse") -> Presentation:
@@ -205,9 +239,38 @@ def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str
     return "\n".join(lines)
 
 
+def cost_text(
+    missing: Missing, store: ArtifactStore, places: Places, limits: Limits, *, cells_at_once: int | None, verbose: bool
+) -> str:
+    """The plan of what is missing, tried on Ray where the study is large enough to be worth the start of it."""
+    if not any(missing.values()):
+        return "nothing to run"
+    resources = places.resources()
+    here = cells_at_once or room_here(resources)
+    with sources_of(missing, store, resources) as sources:
+        works = works_of(missing, store, sources, resources)
+        small = is_small(guessed_seconds(missing, works, resources, concurrent=here))
+    if small and places.address is None:
+        found = planned(missing, store, resources, limits.price, LocalBackend(), concurrent=here, start_seconds=None)
+        return found.to_text()
+    from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
+
+    with TemporaryDirectory() as folder:  # a dry run leaves nothing in the store
+        storage = store.root / ".ray" if places.address is not None else Path(folder)
+        launcher = TuneLauncher(
+            storage, resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
+        )
+        with launcher:
+            found = planned(
+                missing, store, resources, limits.price, launcher.backend, concurrent=launcher.concurrent,
+                start_seconds=launcher.start_seconds,
+            )  # fmt: skip
+            return found.to_text()
+
+
 def run_study(
     experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, shown: Presentation, *,
-    cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
+    limits: Limits, yes: bool, cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Run the study on Ray, print its table, and return the exit code."""
     from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
@@ -219,12 +282,18 @@ def run_study(
     launcher = TuneLauncher(
         store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
     )
+    oversight = StudyOversight(
+        [step for trial in experiment.trials() for step in plan(trial.config).values()], store, resources, limits,
+        folder=study_folder(experiment, store), yes=yes,
+    )  # fmt: skip
     outcome = run_experiment(
         experiment, plan, partial(check, data_mib=places.data_mib),
         store=store, tracker=tracker, launcher=launcher, resources=resources,
-        presentation=shown, display=Display(), grace_seconds=places.grace_seconds,
+        presentation=shown, display=Display(), grace_seconds=places.grace_seconds, oversight=oversight,
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
+    if compared := oversight.told():
+        print(compared)
     if outcome.table.any_failed:
         return SOME_CELLS_FAILED
     return PreflightError.exit_code if outcome.unwritten else 0
