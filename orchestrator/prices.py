@@ -51,7 +51,7 @@ class Price:
 
     def money(self, amount: float) -> str:
         """For people."""
-        return f"{amount:.2f} {self.currency}"
+        return f"{amount:.2f} {self.currency}" if amount >= 1 else f"{amount:.2g} {self.currency}"
 
 
 def read_price(file: str, name: str) -> Price:

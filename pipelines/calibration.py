@@ -74,7 +74,6 @@ def calibrate(
         for place, timed in enumerate(chosen)
     }
     assumed: list[str] = []
-    assumed: list[str] = []
     worker_start = worker_start_seconds
     if worker_start is None:
         worker_start = max(took - max(run[1] for run in found), 0.0)

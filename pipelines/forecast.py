@@ -81,11 +81,20 @@ def works_of(missing: Missing, store: ArtifactStore, sources: Sources, resources
     return {key: work_of(step, store, sources, resources) for key, step in steps.items()}
 
 
+def repetitions(works: Mapping[str, Work | None]) -> dict[Timed, float]:
+    """What all steps repeat, and how often."""
+    repeated: dict[Timed, float] = {}
+    for work in works.values():
+        for timed, count in work.parts if work is not None else ():
+            repeated[timed] = repeated.get(timed, 0.0) + count
+    return repeated
+
+
 def guessed_seconds(
     missing: Missing, works: Mapping[str, Work | None], resources: Resources, *, concurrent: int
 ) -> float:
     """Of the whole study, roughly."""
-    flops = sum(timed.flops * count for work in works.values() if work for timed, count in work.parts)
+    flops = sum(timed.flops * count for timed, count in repetitions(works).items())
     speed = SPEED[resources.device] * resources.devices / resources.workers
     cells = sum(1 for steps in missing.values() if steps)
     return (flops / speed + cells * START_GUESS) / min(concurrent, max(cells, 1))
@@ -104,10 +113,7 @@ def forecast(
 
     start_seconds: what Ray took to start, about as long as a worker then takes; None where it was there already.
     """
-    repeated: dict[Timed, float] = {}
-    for work in works.values():
-        for timed, count in work.parts if work is not None else ():
-            repeated[timed] = repeated.get(timed, 0.0) + count
+    repeated = repetitions(works)
     cells = sum(1 for steps in missing.values() if steps)
     at_once = min(concurrent, cells)
     guess = guessed_seconds(missing, works, resources, concurrent=concurrent)
