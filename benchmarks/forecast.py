@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SIMPLE, HYBRID, VLB = "1K linear simple", "4K cosine hybrid", "4K cosine vlb"
 FEW = {"sample.count": "64", "metrics.kid_subset_size": "32", "nll.images": "64"}
+ALL_TERMS = {"nll.terms.kind": "all", "nll.images": "16"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ STUDIES = (
     Study("a network twice as wide", (HYBRID,), {"train.images": "3840", "model.model_channels": "64", **FEW}),
     Study("mostly sampling", (HYBRID,), {"train.images": "1280", "sample.sampler.respacing": "150"}),
     Study("DDIM", (SIMPLE,), {"train.images": "6400", "sample.sampler.kind": "ddim", "sample.sampler.respacing": "50"}),
-    Study("all terms of the bound", (SIMPLE,), {"train.images": "1280", **FEW, "nll.terms.kind": "all", "nll.images": "16"}),
+    Study("all terms of the bound", (SIMPLE,), {"train.images": "1280", **FEW, **ALL_TERMS}),
     Study("a classifier sees the images", (HYBRID,), {"train.images": "6400", **FEW, "features.kind": "classifier"}),
     Study("two seeds", (SIMPLE,), {"train.images": "6400", **FEW}, ("--seeds", "2")),
     Study("two workers", (HYBRID,), {"train.images": "12800", **FEW}, ("--workers", "2")),

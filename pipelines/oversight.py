@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from orchestrator.backend import Backend
+from orchestrator.backend import Backend, LocalBackend
 from orchestrator.budget import Account, Cap
 from orchestrator.errors import PapertableError
 from orchestrator.experiment import Trial
@@ -22,7 +23,8 @@ from orchestrator.run import WATCH_SECONDS, Launcher
 from orchestrator.signals import Background
 from orchestrator.step import Resources, Step
 from orchestrator.store import ArtifactStore
-from pipelines.forecast import Forecast, Missing, forecast, guessed_seconds, is_small, sources_of, works_of
+from pipelines.cli import Places
+from pipelines.forecast import Forecast, Missing, forecast, guessed_seconds, is_small, room_here, sources_of, works_of
 
 FORECAST_FILE = "forecast.json"
 WAIT_SECONDS = 0.2
@@ -128,6 +130,35 @@ def planned(
         while not work.wait(WAIT_SECONDS):
             pass
         return work.value()
+
+
+def cost_text(
+    missing: Missing, store: ArtifactStore, places: Places, limits: Limits, *, cells_at_once: int | None, verbose: bool
+) -> str:
+    """The plan of what is missing, tried on Ray where the study is large enough to be worth the start of it."""
+    if not any(missing.values()):
+        return "nothing to run"
+    resources = places.resources()
+    here = cells_at_once or room_here(resources)
+    with sources_of(missing, store, resources) as sources:
+        works = works_of(missing, store, sources, resources)
+        small = is_small(guessed_seconds(missing, works, resources, concurrent=here))
+    if small and places.address is None:
+        found = planned(missing, store, resources, limits.price, LocalBackend(), concurrent=here, start_seconds=None)
+        return found.to_text()
+    from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
+
+    with TemporaryDirectory() as folder:  # a dry run leaves nothing in the store
+        storage = store.root / ".ray" if places.address is not None else Path(folder)
+        launcher = TuneLauncher(
+            storage, resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
+        )
+        with launcher:
+            found = planned(
+                missing, store, resources, limits.price, launcher.backend, concurrent=launcher.concurrent,
+                start_seconds=launcher.start_seconds,
+            )  # fmt: skip
+            return found.to_text()
 
 
 def comparison_text(compared: Sequence[Compared]) -> str:

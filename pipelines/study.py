@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
 
-from orchestrator.backend import LocalBackend
 from orchestrator.config import override, parse_settings
 from orchestrator.display import Display, duration
 from orchestrator.errors import PreflightError
@@ -27,9 +24,8 @@ from pipelines.cli import HERE, Overrides, Places, check_workers, choose
 from pipelines.configs import RunConfig
 from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
-from pipelines.forecast import Missing, guessed_seconds, is_small, room_here, sources_of, works_of
 from pipelines.named_data import data_changes
-from pipelines.oversight import Limits, StudyOversight, planned
+from pipelines.oversight import Limits, StudyOversight, cost_text
 from pipelines.plan import check, plan
 
 SOME_CELLS_FAILED = 4
@@ -237,35 +233,6 @@ def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str
         missing = pending(plan(trial.config).values(), store)
         lines.append(f"  {trial.name:<34} {'done' if not missing else 'to run: ' + ', '.join(s.name for s in missing)}")
     return "\n".join(lines)
-
-
-def cost_text(
-    missing: Missing, store: ArtifactStore, places: Places, limits: Limits, *, cells_at_once: int | None, verbose: bool
-) -> str:
-    """The plan of what is missing, tried on Ray where the study is large enough to be worth the start of it."""
-    if not any(missing.values()):
-        return "nothing to run"
-    resources = places.resources()
-    here = cells_at_once or room_here(resources)
-    with sources_of(missing, store, resources) as sources:
-        works = works_of(missing, store, sources, resources)
-        small = is_small(guessed_seconds(missing, works, resources, concurrent=here))
-    if small and places.address is None:
-        found = planned(missing, store, resources, limits.price, LocalBackend(), concurrent=here, start_seconds=None)
-        return found.to_text()
-    from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
-
-    with TemporaryDirectory() as folder:  # a dry run leaves nothing in the store
-        storage = store.root / ".ray" if places.address is not None else Path(folder)
-        launcher = TuneLauncher(
-            storage, resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
-        )
-        with launcher:
-            found = planned(
-                missing, store, resources, limits.price, launcher.backend, concurrent=launcher.concurrent,
-                start_seconds=launcher.start_seconds,
-            )  # fmt: skip
-            return found.to_text()
 
 
 def run_study(
