@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from orchestrator.attempts import begin, end
 from orchestrator.backend import Backend
 from orchestrator.errors import LeaseLost, PapertableError, StepFailed
 from orchestrator.failpoints import failpoint
@@ -68,18 +69,23 @@ def _run(step: Step, store: ArtifactStore, backend: Backend, resources: Resource
     context = StepContext(
         inputs=inputs, output=output, backend=backend, resources=resources, fence=fence, began_by=began_by
     )
+    attempts = begin(output, fence)
     context.progress(done=0, total=0, unit="")
     (output / FAILURE_FILE).unlink(missing_ok=True)
     began = time.monotonic()
     try:
         step.run(step.config, context)
         failpoint("step.before-commit")
-        store.commit(step, seconds=time.monotonic() - began, provenance=provenance(), fence=fence)
+        seconds = time.monotonic() - began
+        spent = {"seconds": round(attempts.seconds + seconds, 3), "cpus": resources.cpus, "gpus": resources.gpus}
+        store.commit(step, seconds=seconds, provenance=provenance(), fence=fence, spent=spent)
     except PapertableError:
+        end(output, attempts, fence)
         fence.check()  # what goes wrong because another writes here, too, is no failure of the step
         raise  # it says what is wrong, and knows its exit code
     except Exception as error:
         fence.check()
+        end(output, attempts, fence)
         reason = f"{type(error).__name__}: {error}"
         write_failure(output, reason)
         raise StepFailed(step.key, output, reason) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,15 +46,18 @@ class TuneLauncher:
         self._end = _EndWhenTold()
         self.backend: Backend = RayBackend(storage / "train")
         self.concurrent = 1
+        self.start_seconds: float | None = None
 
     def __enter__(self) -> TuneLauncher:
-        drivers = self._at_once or os.cpu_count() or 1
+        drivers, began = self._at_once or os.cpu_count() or 1, time.monotonic()
         self._session.enter_context(ray_session(address=self._address, trial_drivers=drivers, verbose=self._verbose))
         try:
             self.concurrent = self._room()
         except BaseException:
             self._session.close()
             raise
+        if self._address is None:
+            self.start_seconds = time.monotonic() - began
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -40,6 +40,8 @@ class Launcher(Protocol):
 
     concurrent: int
     backend: Backend
+    start_seconds: float | None
+    """What it took to start what trials run on; None where that was there already."""
 
     def __enter__(self) -> Launcher: ...
 
@@ -50,6 +52,19 @@ class Launcher(Protocol):
 
     def stop(self) -> None:
         """Make a launch that runs in another thread end soon."""
+
+
+class Oversight(Protocol):
+    """Is asked before cells run, and looks on while they do; what it raises ends the study as a signal does."""
+
+    def begin(self, missing: Mapping[Trial, Sequence[Step]], launcher: Launcher) -> None:
+        """The steps that every cell lacks, in the cells' order; none of those that are done. Something is missing."""
+
+    def look(self) -> None:
+        """Every WATCH_SECONDS."""
+
+    def end(self) -> None:
+        """All cells have ended, well or not."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,7 @@ class StudyOutcome:
 def run_experiment(
     experiment: Experiment[Any], plan: Plan, check: Check, *, store: ArtifactStore, tracker: Tracker,
     launcher: Launcher, resources: Resources, presentation: Presentation, display: Display, grace_seconds: float,
+    oversight: Oversight,
 ) -> StudyOutcome:  # fmt: skip
     """Run what has no record yet and return the whole table.
 
@@ -98,7 +114,8 @@ def run_experiment(
     prepare_sources([step for steps in plans.values() for step in steps.values()], store, resources)
     for trial, steps in plans.items():
         check(trial.config, {role: store.path(step) for role, step in steps.items() if not step.inputs})
-    waiting = [trial for trial, steps in plans.items() if pending(steps.values(), store)]
+    missing = {trial: pending(steps.values(), store) for trial, steps in plans.items()}
+    waiting = [trial for trial, steps in missing.items() if steps]
     feed = TrackerFeed(tracker, experiment, plans, store, presentation.attachments, is_tracked=presentation.is_tracked)
     if (outage := feed.check()) is not None:
         display.say(f"{outage}; the study goes on, and what the tracker misses is sent once it answers")
@@ -106,7 +123,12 @@ def run_experiment(
     with feed:
         if waiting:
             display.begin(experiment, total=len(plans), waiting=len(waiting))
-            said = _launch(experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds)
+            with launcher:
+                oversight.begin(missing, launcher)
+                said = _launch(
+                    experiment, plan, plans, waiting, store, launcher, resources, display, grace_seconds, oversight
+                )
+                oversight.end()
         failed = {key: said.get(key, UNSAID) for key in _unfinished(plans, store)}
         table, files, unwritten = _told(experiment, plans, store, presentation, failed)
         behind = feed.finish(table, files, failed)
@@ -179,8 +201,12 @@ def _told(
 ) -> tuple[ComparisonTable, dict[str, Path], dict[str, str]]:  # fmt: skip
     """The table, its files, and those that could not be written; unfinished: trial.key -> why it has no result."""
     table = _table(experiment, plans, store, presentation, unfinished)
-    directory = store.root / "studies" / f"{experiment.name}-{experiment.key()}"
-    return (table, *write_views(table, directory, presentation, plans, store))
+    return (table, *write_views(table, study_folder(experiment, store), presentation, plans, store))
+
+
+def study_folder(experiment: Experiment[Any], store: ArtifactStore) -> Path:
+    """Where the table of a study and its pictures are."""
+    return store.root / "studies" / f"{experiment.name}-{experiment.key()}"
 
 
 def _table(
@@ -207,8 +233,9 @@ def prepare_sources(steps: Sequence[Step], store: ArtifactStore, resources: Reso
 def _launch(
     experiment: Experiment[Any], plan: Plan, plans: Mapping[Trial, Mapping[str, Step]], waiting: Sequence[Trial],
     store: ArtifactStore, launcher: Launcher, resources: Resources, display: Display, grace_seconds: float,
+    oversight: Oversight,
 ) -> dict[str, str]:  # fmt: skip
-    with launcher, display:
+    with display:
         began_by = uuid.uuid4().hex
         runner = TrialRunner(plan, str(store.root), launcher.backend, resources, began_by)
         steps = {trial: list(plans[trial].values()) for trial in plans}
@@ -218,6 +245,7 @@ def _launch(
             while not work.wait(WATCH_SECONDS):
                 watcher.look()
                 display.show(watcher)
+                oversight.look()
         except BaseException:
             listeners = {store.path(step) for cell in steps.values() for step in walk(cell)}
             stop_all(listeners, began_by=began_by, seconds=grace_seconds)

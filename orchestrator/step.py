@@ -65,6 +65,26 @@ class Resources:
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch={self.batch}: must be at least 1, or none")
 
+    @property
+    def cpus(self) -> int:
+        """Of all workers of a step."""
+        return self.workers * self.cpus_per_worker
+
+    @property
+    def gpus(self) -> float:
+        """Of all workers of a step."""
+        return self.workers * self.gpus_per_worker
+
+    @property
+    def devices(self) -> float:
+        """What a step's workers hold: GPUs, where they take any, else CPUs."""
+        return self.gpus or self.cpus
+
+    @property
+    def device(self) -> str:
+        """Which of the two."""
+        return "GPU" if self.gpus else "CPU"
+
     def numbers_of_workers(self) -> list[int]:
         """How many may work together, most first."""
         least = self.workers if self.min_workers is None else self.min_workers

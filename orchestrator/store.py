@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 
 from pyarrow import fs
 
+from orchestrator.attempts import ATTEMPTS_FILE
 from orchestrator.errors import DamagedArtifact, PreflightError
 from orchestrator.failpoints import failpoint
 from orchestrator.files import sync, write_durably
@@ -24,7 +25,9 @@ from orchestrator.step import FAILURE_FILE, METRICS_FILE, PROGRESS_FILE, Dataset
 from orchestrator.stopping import LISTENING_FILE, STOP_FILE
 
 RECORD_FILE = "record.json"
-WORKING_STATE = {RECORD_FILE, PROGRESS_FILE, FAILURE_FILE, HISTORY_FILE, STOP_FILE, LISTENING_FILE, "checkpoints"}
+WORKING_STATE = {
+    RECORD_FILE, PROGRESS_FILE, FAILURE_FILE, HISTORY_FILE, STOP_FILE, LISTENING_FILE, ATTEMPTS_FILE, "checkpoints"
+}  # fmt: skip
 """What a step's directory holds besides its output: not listed in the record, free to be removed."""
 
 
@@ -36,8 +39,11 @@ class Record:
     files: Mapping[str, Mapping[str, Any]]
     """Path within the artifact -> {"size": bytes, "sha256": hexadecimal}."""
     seconds: float
+    """Of the attempt that led to it."""
     finished_at: str
     provenance: Mapping[str, Any]
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """By all attempts: seconds, and the cpus and gpus that they held; empty in records of before it was noted."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,9 @@ class ArtifactStore:
         return self.record(step) is not None
 
     def commit(
-        self, step: Step, *, seconds: float, provenance: Mapping[str, Any], fence: Fence | None = None
-    ) -> Record:
+        self, step: Step, *, seconds: float, provenance: Mapping[str, Any], fence: Fence | None = None,
+        spent: Mapping[str, float] | None = None,
+    ) -> Record:  # fmt: skip
         """Declare what lies in the step's directory its output. From here on it is never written again.
 
         When this returns a power cut loses nothing of it.
@@ -122,6 +129,7 @@ class ArtifactStore:
             seconds=round(seconds, 3),
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             provenance=dict(provenance),
+            spent=dict(spent or {}),
         )
         content = json.dumps(asdict(record), indent=1).encode()
         for folder in {(directory / name).parent for name in record.files}:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,7 +18,7 @@ from orchestrator.errors import PreflightError
 from orchestrator.experiment import Better, Experiment
 from orchestrator.materialize import pending
 from orchestrator.protocols import MixedProtocols
-from orchestrator.run import StudyOutcome, run_experiment
+from orchestrator.run import StudyOutcome, run_experiment, study_folder
 from orchestrator.store import ArtifactStore
 from orchestrator.tracker import Tracker
 from orchestrator.views import Presentation
@@ -28,6 +28,7 @@ from pipelines.drawn import GRID_FILE, STRIP_FILE
 from pipelines.evaluate import frechet_name
 from pipelines.measured import check_columns, is_tracked
 from pipelines.named_data import data_changes
+from pipelines.oversight import Limits, StudyOversight, cost_text
 from pipelines.plan import check, plan
 from pipelines.studies.catalogue import file_of
 from pipelines.studies.kinds import Catalogue, Scale, Study
@@ -121,7 +122,19 @@ class StudyCommand(Selection):
     list: bool = False
     """Print the studies and end."""
     dry_run: bool = False
-    """Print what would run and what is done already, and end."""
+    """Print what would run, what it would cost, and what is done already, and end."""
+    yes: Annotated[bool, tyro.conf.arg(aliases=["-y"])] = False
+    """Run without asking; only on a terminal is asked."""
+    prices: str | None = None
+    """JSON file of what machines cost an hour: {"currency": "USD", "instances": {"NAME": {"per_hour": 1.2, "gpus": 1,
+    "cpus": 8}}}."""
+    instance: str | None = None
+    """Which of those machines the workers are on."""
+    max_hours: float | None = None
+    """GPU-hours, on CPUs CPU-hours, that the study may take, with all that was spent on its steps before; it is then
+    stopped, with its state kept."""
+    max_cost: float | None = None
+    """The same in money."""
     verbose: bool = False
     """Show what Ray says, too."""
 
@@ -135,13 +148,30 @@ class StudyCommand(Selection):
         check_workers(experiment.base.train, self.places)
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise ValueError(f"--cells-at-once {self.cells_at_once}: must be at least 1")
+        limits = self.limits()
         if self.dry_run:
             print(dry_run_text(experiment, store))
+            print(self._plan_text(studies, experiment, store, limits))
             return 0
         return run_study(
-            experiment, store, self.places, self.presentation(studies, experiment.base),
+            experiment, store, self.places, self.presentation(studies, experiment.base), limits=limits, yes=self.yes,
             cells_at_once=self.cells_at_once, tracking_uri=self.tracking_uri, verbose=self.verbose,
         )  # fmt: skip
+
+    def limits(self) -> Limits:
+        """Prices and caps. Raises ValueError for those that cannot be."""
+        return Limits.of(
+            self.places.resources(), prices=self.prices, instance=self.instance, max_hours=self.max_hours,
+            max_cost=self.max_cost,
+        )  # fmt: skip
+
+    def _plan_text(
+        self, studies: Catalogue, experiment: Experiment[RunConfig], store: ArtifactStore, limits: Limits
+    ) -> str:
+        if self.data is None and self.chosen(studies).scales[self.preset].images is not None:
+            return "what it would cost hangs on the images: name them with --data"
+        missing = {trial: pending(plan(trial.config).values(), store) for trial in experiment.trials()}
+        return cost_text(missing, store, self.places, limits, cells_at_once=self.cells_at_once, verbose=self.verbose)
 
 
 def _given(value: str | None) -> tuple[str, ...]:
@@ -217,7 +247,7 @@ def dry_run_text(experiment: Experiment[RunConfig], store: ArtifactStore) -> str
 
 def run_study(
     experiment: Experiment[RunConfig], store: ArtifactStore, places: Places, shown: Presentation, *,
-    cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
+    limits: Limits, yes: bool, cells_at_once: int | None, tracking_uri: str | None, verbose: bool,
 ) -> int:  # fmt: skip
     """Run the study on Ray, print its table, and return the exit code."""
     from orchestrator.ray_tune import TuneLauncher  # seconds to import: not for --help and --list
@@ -229,12 +259,18 @@ def run_study(
     launcher = TuneLauncher(
         store.root / ".ray", resources=resources, address=places.address, at_once=cells_at_once, verbose=verbose
     )
+    oversight = StudyOversight(
+        [step for trial in experiment.trials() for step in plan(trial.config).values()], store, resources, limits,
+        folder=study_folder(experiment, store), yes=yes,
+    )  # fmt: skip
     outcome = run_experiment(
         experiment, plan, partial(check, data_mib=places.data_mib),
         store=store, tracker=tracker, launcher=launcher, resources=resources,
-        presentation=shown, display=Display(), grace_seconds=places.grace_seconds,
+        presentation=shown, display=Display(), grace_seconds=places.grace_seconds, oversight=oversight,
     )  # fmt: skip
     print(report(outcome, seconds=time.monotonic() - began, how_to_look=tracker.how_to_look()))
+    if compared := oversight.told():
+        print(compared)
     if outcome.table.any_failed:
         return SOME_CELLS_FAILED
     return PreflightError.exit_code if outcome.unwritten else 0

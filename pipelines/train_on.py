@@ -53,7 +53,7 @@ def run_training(config: Any, ctx: StepContext, build: Build[Any]) -> None:
 
 def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
     resources, start = ctx.resources, None
-    checkpoints = _kept_in(ctx.output, resources.checkpoints)
+    checkpoints = kept_in(ctx.output, resources.checkpoints)
     if "start" in ctx.inputs and not CheckpointStore(open_blobs(checkpoints)).last_clock():
         start = _end_of(ctx.inputs["start"], resources.checkpoints)
     place = Place(
@@ -69,7 +69,7 @@ def _order(config: Any, ctx: StepContext, build: Build[Any]) -> Order:
     return Order(build, config, ctx.inputs["dataset"], place, resources.cpus_per_worker, resources.data_mib)
 
 
-def _kept_in(output: Path, checkpoints: str | None) -> str:
+def kept_in(output: Path, checkpoints: str | None) -> str:
     """Where the states of a step are: with it, or where the command says."""
     if checkpoints is None:
         return str(output / "checkpoints")
@@ -80,7 +80,7 @@ def _end_of(start: Path, checkpoints: str | None) -> str:
     """Where the last state of a finished training is. Raises PreflightError when it is nowhere that is known."""
     train = Origin.read(start).train
     assert train is not None
-    places = dict.fromkeys([_kept_in(start, checkpoints), _kept_in(start, None)])
+    places = dict.fromkeys([kept_in(start, checkpoints), kept_in(start, None)])
     for place in places:
         if CheckpointStore(open_blobs(place)).last_clock() == train.images:
             return place

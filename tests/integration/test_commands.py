@@ -12,6 +12,8 @@ from pipelines import ablation, data_commands, single
 from pipelines.cli import run
 
 STUDY = "iddpm-cifar10"
+PRICES = '{"currency": "EUR", "instances": {"small": {"per_hour": 0.1, "cpus": 2}}}'
+SHORT = ["--rows", "1K linear simple", "--set", "train.images=1280", "--set", "sample.sampler.respacing=10"]
 
 
 def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object = ablation.main) -> int:
@@ -63,6 +65,11 @@ def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, main: object 
         ([STUDY, "--store", "file://artifacts"], "file:///FOLDER"),
         ([STUDY, "--tracking-uri", "./mlruns"], "sqlite:///FILE"),
         ([STUDY, "--tracking-uri", "htp://127.0.0.1"], "sqlite:///FILE"),
+        ([STUDY, "--max-hours", "0"], "--max-hours 0"),
+        ([STUDY, "--max-cost", "5"], "add --prices and --instance"),
+        ([STUDY, "--prices", "prices.json"], "Name both"),
+        ([STUDY, "--instance", "large"], "Name both"),
+        ([STUDY, "--prices", "nowhere.json", "--instance", "large"], "--prices nowhere.json: cannot be read"),
         (["--preset", "tiny"], "which study? There are: iddpm-cifar10"),
         ([STUDY, "--set", "nll.images=100000"], "358 held-out images"),
         ([STUDY, "--set", "metrics.kid_subset_size=400"], "358 held-out images"),
@@ -106,8 +113,31 @@ def test_a_database_whose_driver_is_missing_ends_with_3(tmp_path: Path, monkeypa
 def test_a_dry_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert refused([STUDY, "--store", str(tmp_path / "store"), "--dry-run"], monkeypatch) == 0
-    assert "to run: dataset, reference, train, nll" in capsys.readouterr().out
+    (tmp_path / "prices.json").write_text(PRICES)
+    priced = ["--prices", str(tmp_path / "prices.json"), "--instance", "small"]
+    assert refused([STUDY, "--store", str(tmp_path / "store"), "--dry-run", *SHORT, *priced], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "to run: dataset, reference, train, nll" in said
+    assert "1 to train, 0 to evaluate only, 0 done" in said
+    assert "EUR, of small" in said
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--instance", "smal"], "did you mean 'small'"),
+        (["--instance", "small", "--gpus-per-worker", "1"], "--instance small has no GPUs"),
+        (["--instance", "small", "--max-cost", "-1"], "--max-cost -1"),
+    ],
+)
+def test_prices_that_do_not_fit_are_refused_before_any_work(
+    options: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "prices.json").write_text(PRICES)
+    store = ["--store", str(tmp_path / "store")]
+    assert refused([STUDY, *store, "--prices", str(tmp_path / "prices.json"), *options], monkeypatch) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "store").exists()
 
 

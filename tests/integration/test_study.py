@@ -23,14 +23,16 @@ pytestmark = pytest.mark.ray
 
 
 def tables(text: str) -> str:
-    """What was printed, without the lines that tell how long it took."""
-    return "\n".join(line for line in text.splitlines() if " cells run in " not in line)
+    """What was printed, up to the line that tells how long it took, and how right the forecast of that was."""
+    return text.partition(" cells run in ")[0].rpartition("\n")[0]
 
 
 @dataclass
 class Study:
     store: Path
     output: str
+    said: str
+    """While it ran."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     store = tmp_path_factory.mktemp("study")
     ended = call(store)
     assert ended.returncode == 0, ended.stderr
-    return Study(store, ended.stdout)
+    return Study(store, ended.stdout, ended.stderr)
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,17 @@ def test_the_table_is_also_left_as_markdown_csv_and_pictures(study: Study) -> No
         assert {line["variant"] for line in csv.DictReader(stream)} >= set(ROWS)
     for picture in ("nll_bpd-fd.png", "curves.png", "samples.png"):
         assert (directory / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_says_what_it_will_take_and_how_right_that_was(study: Study) -> None:
+    assert "6 to train, 0 to evaluate only, 0 done" in study.said
+    assert re.search(r"^all +\d+s +\d+s +[+-]\d+%$", study.output, re.MULTILINE)
+    (file,) = study.store.glob("studies/*/forecast.json")
+    (run,) = json.loads(file.read_text())
+    assert [row["what"] for row in run["compared"]] == [
+        "features and metrics", "training", "likelihood", "sampling", "all", "time",
+    ]  # fmt: skip
+    assert all(row["forecast"] > 0 and row["actual"] > 0 for row in run["compared"])
 
 
 def test_a_second_call_runs_nothing_and_prints_the_same_table(study: Study) -> None:
