@@ -16,7 +16,7 @@ class History:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / HISTORY_FILE
-        self.recoveries = len(self._file.read_text().splitlines()) if self._file.exists() else 0
+        self.recoveries = _begun(self._file)
         """How often work on it had begun before."""
 
     def add(self, *, resumed_at: int, workers: int, damage: Sequence[str]) -> None:
@@ -30,3 +30,13 @@ class History:
         }
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def recoveries(directory: Path) -> int | None:
+    """How often work on a step was taken up again; None where it keeps no history."""
+    begun = _begun(directory / HISTORY_FILE)
+    return begun - 1 if begun else None
+
+
+def _begun(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.exists() else 0

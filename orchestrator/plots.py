@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -22,6 +22,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DPI = 130
 WIDTH = 11.0  # inches
 SMOOTHED_OVER = 0.05  # of the curve's length
+
+
+def look(number: int) -> tuple[str, str, str]:
+    """Colour, marker and dashes of the row of that number: of up to 64, no two have both the first two in common."""
+    turn = number // len(COLOURS)
+    return (
+        COLOURS[number % len(COLOURS)], MARKERS[(number + turn) % len(MARKERS)], DASHES[(number + turn) % len(DASHES)]
+    )  # fmt: skip
 
 
 def scatter(table: ComparisonTable, x: str, y: str, path: Path) -> None:
@@ -52,7 +60,7 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, ylab
     for number, (label, points) in enumerate(lines.items()):
         if not points:
             continue  # it failed before its first
-        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        colour, _, dashes = look(number)
         steps, values = np.array(points, dtype=float).T
         axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
         axes.plot(steps, _smooth(values), color=colour, linewidth=1.6, linestyle=dashes, label=label)
@@ -102,14 +110,14 @@ def lines(table: ComparisonTable, path: Path) -> None:
     save(figure, path)
 
 
-def save(figure: Any, path: Path, *, bottom: float | None = None) -> None:
-    """Close a figure, and leave it as a PNG: whole, or not at all."""
+def save(figure: Any, path: Path, *, bottom: float | None = None, box: Literal["tight"] | None = None) -> None:
+    """Close a figure, and leave it as a PNG: whole, or not at all. A tight box is as large as all that is drawn."""
     if figure.get_layout_engine() is None:
         figure.tight_layout()
     if bottom is not None:
         figure.subplots_adjust(bottom=bottom)
     partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=DPI, format="png")
+    figure.savefig(partial, dpi=DPI, format="png", bbox_inches=box)
     plt.close(figure)
     partial.replace(path)
 
@@ -127,7 +135,7 @@ def strips(pictures: Mapping[str, Path], path: Path, *, title: str) -> None:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save(figure, path, box="tight")
 
 
 Point = tuple[float, float, float, float]  # x, y, half widths of their error bars
@@ -136,7 +144,7 @@ Point = tuple[float, float, float, float]  # x, y, half widths of their error ba
 def _draw(axes: Axes, points: Mapping[str, Point], rows: Sequence[str], title: str, xlabel: str, ylabel: str) -> None:
     for label, (x, y, dx, dy) in points.items():
         number = rows.index(label)  # a row looks the same in both panels, whichever others failed
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker, _ = look(number)
         axes.errorbar(x, y, xerr=dx or None, yerr=dy or None, fmt=marker, color=colour, label=label, capsize=3)
     if len(points) > 1 and max(p[1] for p in points.values()) > 3 * min(p[1] for p in points.values()) > 0:
         axes.set_yscale("log")

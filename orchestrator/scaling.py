@@ -99,38 +99,58 @@ def _predicted(points: Points, *, with_offset: bool) -> tuple[Interval, float] |
     return fitted.prediction(largest), float(points.values[points.compute == largest].mean())
 
 
-def to_markdown(found: Sequence[Law], papers: Mapping[str, PowerLaw]) -> str:
-    """The laws beside the paper's, and what the smaller sizes say of the largest."""
-    lines = [
-        "| L(C) = E + (C/C0)^-a | a | ln C0 | E | the largest from the others | measured |",
-        "|---|---:|---:|---:|---:|---:|",
+HEADINGS = ("L(C) = E + (C/C0)^-a", "a", "ln C0", "E", "the largest from the others", "measured")
+
+
+@dataclass(frozen=True)
+class LawsTable:
+    """The laws beside the paper's, and what the smaller sizes say of the largest, as text."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """The last cells of a row may be missing."""
+    notes: tuple[str, ...]
+
+
+def in_words(found: Sequence[Law], papers: Mapping[str, PowerLaw]) -> LawsTable:
+    """What a reader is told of them."""
+    labels = {law.metric: law.label for law in found}
+    printed = [
+        (f"{labels[metric]}, the paper", f"{law.exponent:.3g}", f"{law.log_scale:.4g}", f"{law.offset:.4g}")
+        for metric, law in papers.items()
     ]
-    for law in found:
-        name = law.label if law.with_offset else f"{law.label}, E = 0"
-        if isinstance(law.fitted, str):
-            lines.append(f"| {name} | no law: {law.fitted} | | | | |")
-            continue
-        free = law.fitted.freedom
-        parameters = [_interval(law.fitted.interval(of), free) for of in ("exponent", "log_scale")]
-        offset = _interval(law.fitted.interval("offset"), free) if law.with_offset else ""
-        predicted = ("", "") if isinstance(law.predicted, str) else (
-            _interval(law.predicted[0], free), f"{law.predicted[1]:.4g}")  # fmt: skip
-        lines.append(f"| {name} | {' | '.join([*parameters, offset, *predicted])} |")
-    for metric, printed in papers.items():
-        label = next(law.label for law in found if law.metric == metric)
-        lines.append(
-            f"| {label}, the paper | {printed.exponent:.3g} | {printed.log_scale:.4g} | {printed.offset:.4g} | | |"
-        )
     sizes = sorted({size for law in found for size in law.points.sizes})
     seeds = max((law.points.sizes.count(size) for law in found for size in law.points.sizes), default=0)
-    lines += [
-        "",
+    how = (
         f"95 % intervals of a bootstrap; {len(sizes)} sizes, up to {seeds} seeds of each. C: compute of training as "
-        f"the paper counts it, multiply-accumulates of forward and backward; floating-point operations are twice that.",
+        f"the paper counts it, multiply-accumulates of forward and backward; floating-point operations are twice that."
+    )
+    unpredicted = [
+        f"The largest is not predicted. {law.label}{'' if law.with_offset else ', E = 0'}: {law.predicted}"
+        for law in found
+        if isinstance(law.predicted, str) and not isinstance(law.fitted, str)
     ]
-    unpredicted = [f"{law.label}{'' if law.with_offset else ', E = 0'}: {law.predicted}" for law in found
-                   if isinstance(law.predicted, str) and not isinstance(law.fitted, str)]  # fmt: skip
-    return "\n".join([*lines, *(f"The largest is not predicted. {why}" for why in unpredicted)]) + "\n"
+    return LawsTable(HEADINGS, (*map(_row, found), *printed), (how, *unpredicted))
+
+
+def _row(law: Law) -> tuple[str, ...]:
+    name = law.label if law.with_offset else f"{law.label}, E = 0"
+    if isinstance(law.fitted, str):
+        return (name, f"no law: {law.fitted}")
+    free = law.fitted.freedom
+    parameters = [_interval(law.fitted.interval(of), free) for of in ("exponent", "log_scale")]
+    offset = _interval(law.fitted.interval("offset"), free) if law.with_offset else ""
+    if isinstance(law.predicted, str):
+        return (name, *parameters, offset)
+    return (name, *parameters, offset, _interval(law.predicted[0], free), f"{law.predicted[1]:.4g}")
+
+
+def to_markdown(table: LawsTable) -> str:
+    """For a README or a web page."""
+    rows = [(*row, *[""] * (len(table.headings) - len(row))) for row in table.rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in (table.headings, *rows)]
+    lines.insert(1, f"|---|{'---:|' * (len(table.headings) - 1)}")
+    return "\n".join([*lines, "", *table.notes]) + "\n"
 
 
 def _interval(interval: Interval, freedom: float) -> str:

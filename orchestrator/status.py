@@ -39,19 +39,29 @@ def _status(trial: Trial, steps: Sequence[Step], store: ArtifactStore) -> CellSt
         return CellStatus(trial, "done", "")
     at_work = next((step for step in missing if is_at_work(lease_of(step, store))), None)
     if at_work is not None:
-        return CellStatus(trial, "at work", _far(at_work, store))
+        said = StepProgress.read(store.path(at_work))
+        return CellStatus(trial, "at work", _far(at_work, said, None if said is None else seconds_left(said)))
     for step in missing:
         if (why := failure(store.path(step))) is not None:
             return CellStatus(trial, "failed", f"{step.name}: {why.partition(chr(10))[0]}")
-    begun = next((step for step in missing if StepProgress.read(store.path(step)) is not None), None)
-    return CellStatus(trial, "waiting", "") if begun is None else CellStatus(trial, "stopped", _far(begun, store))
+    for step in missing:
+        if (said := StepProgress.read(store.path(step))) is not None:
+            return CellStatus(trial, "stopped", _far(step, said, None))
+    return CellStatus(trial, "waiting", "")
 
 
-def _far(step: Step, store: ArtifactStore) -> str:
-    said = StepProgress.read(store.path(step))
+def seconds_left(said: StepProgress) -> float | None:
+    """Of a step at work, at the speed that it said; None where it said none."""
+    speed = said.facts.get(f"{said.unit}/s")
+    if not isinstance(speed, int | float) or speed <= 0:
+        return None
+    return (said.total - said.done) / speed - (time.time() - said.time)
+
+
+def _far(step: Step, said: StepProgress | None, left: float | None) -> str:
     if said is None:
         return f"{step.name}  starting"
-    return f"{step.name}  {step_facts(said, None)}  (said {duration(time.time() - said.time)} ago)"
+    return f"{step.name}  {step_facts(said, left)}  (said {duration(time.time() - said.time)} ago)"
 
 
 def to_text(cells: Sequence[CellStatus]) -> str:

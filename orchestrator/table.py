@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from scipy import stats
 
-from orchestrator.experiment import Better, Column, Experiment, Extreme
+from orchestrator.changes import Change, changes
+from orchestrator.experiment import Column, Experiment
 from orchestrator.protocols import (
     MixedProtocols,
     comparable_by,
@@ -24,7 +25,7 @@ from orchestrator.protocols import (
     protocol_fingerprint,
     without,
 )
-from orchestrator.verdicts import Measured, Verdict, judge
+from orchestrator.verdicts import Measured, Verdict, is_resolved_best, judge
 
 TEXT_WIDTH = 132
 
@@ -87,34 +88,14 @@ class ComparisonTable:
         ]
 
     @property
-    def row_verdicts(self) -> list[Verdict]:
-        """Of each row that is held against another, and each column: whether it moves as the paper's number does."""
-        experiment, found = self.experiment, []
-        for row, other in experiment.against.items():
-            for column in experiment.columns:
-                numbers = [experiment.paper.get(one, {}).get(column.paper or "") for one in (row, other)]
-                if column.best is None or None in numbers or numbers[0] == numbers[1]:
-                    continue
-                ours, theirs = numbers
-                assert ours is not None
-                assert theirs is not None
-                better, worse = (row, other) if (ours < theirs) == (column.best == "min") else (other, row)
-                of = {one: self.measured(one, column.metric) for one in (row, other)}
-                text = f"{row} against {other}: {ours - theirs:+.3g} in the paper"
-                found.append(judge(Better(text=text, metric=column.metric, better=better, worse=worse), column, of))
-        return found
+    def changes(self) -> list[Change]:
+        """What each row changes against the row that it is held against, here and in the paper."""
+        return changes(self.experiment, self.measured)
 
     def is_best(self, variant: str, column: Column) -> bool:
-        """Whether a row has the best value of a column, and its difference to every other row is resolved."""
-        if column.best is None or variant not in self.experiment.variants or len(self.experiment.variants) < 2:
-            return False
-        claim = Extreme(text="", metric=column.metric, variant=variant, which="best")
+        """Whether a row has the best value of a column, and the interval of its difference to every other says so."""
         rows = {row: self.measured(row, column.metric) for row in self.experiment.variants}
-        known = {row: one for row, one in rows.items() if one is not None}
-        if variant not in known or len(known) < 2:
-            return False
-        verdict = judge(claim, column, dict(known))
-        return verdict.outcome == "shown" and any(one.errors or len(one.by_seed) > 1 for one in known.values())
+        return is_resolved_best(variant, column, {row: one for row, one in rows.items() if one is not None})
 
     def measured(self, variant: str, metric: str) -> Measured | None:
         """A row's values of a metric by seed, with their standard errors; None when every seed failed."""
@@ -173,8 +154,8 @@ class ComparisonTable:
         if self.experiment.claims:
             verdicts = [(v.text, v.metric, f"**{v.outcome}**", v.why) for v in self.verdicts]
             lines += ["", *_markdown(("the paper's ordering", "metric", "our run", "difference"), verdicts)]
-        if rows := [(v.text, v.metric, f"**{v.outcome}**", v.why) for v in self.row_verdicts]:
-            lines += ["", *_markdown(("row by row", "metric", "our run", "difference"), rows)]
+        if rows := [(c.row, c.against, c.metric, c.paper, c.ours, f"**{c.outcome}**") for c in self.changes]:
+            lines += ["", *_markdown(("row by row", "against", "metric", "change: paper", "ours", "our run"), rows)]
         lines += ["", *(f"- {note}" for note in self.footnotes())]
         return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from orchestrator.experiment import Better, Claim, Column, Extreme
 
-Outcome = Literal["shown", "not shown", "not resolved", "no verdict", "not comparable"]
+Outcome = Literal["shown", "not resolved", "not shown", "no verdict", "not comparable"]
 WEAKEST_FIRST: tuple[Outcome, ...] = ("not shown", "not resolved", "shown")
 RESOLVED_AT = 2.0  # standard errors of a difference at a single seed
 
@@ -76,6 +76,20 @@ def judge(claim: Claim, column: Column, rows: Mapping[str, Measured | None]) -> 
     difference = differences[decisive]
     why = f"{_describe(difference, column)}, against {rival}"
     return Verdict(claim.text, column.label, difference.outcome, why)
+
+
+def is_resolved_best(row: str, column: Column, rows: Mapping[str, Measured]) -> bool:
+    """Whether a row beats every other one by more than an interval. Where no interval is known nothing is resolved."""
+    others = [other for other in rows if other != row]
+    if column.best is None or row not in rows or not others:
+        return False
+    for other in others:
+        if not _seeds(rows[row], rows[other]) or not _comparable(rows[row], rows[other]):
+            return False
+        difference = _difference(rows[row], rows[other], column)
+        if difference.uncertainty is None or difference.outcome != "shown":
+            return False
+    return True
 
 
 def _pairs(claim: Claim, rows: list[str]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from orchestrator.journal import read_points
 from orchestrator.latex import to_latex
 from orchestrator.plots import curves, lines, scatter, strips
 from orchestrator.protocols import MixedProtocols
-from orchestrator.scaling import draw, laws, to_csv, to_markdown
+from orchestrator.scaling import LawsTable, draw, in_words, laws, to_csv, to_markdown
 from orchestrator.step import JOURNAL_FILE, Step, parts_of
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable
@@ -36,8 +36,8 @@ class Presentation:
     """Which metrics the tracker is sent, by name; all of them are in the table's CSV and in the journals."""
     command: str = ""
     """What runs the study again."""
-    row_command: str = ""
-    """What runs a row of it, less the row: --rows NAME comes behind it."""
+    row_command: Callable[[str], str] = lambda _: ""
+    """Row -> what runs it alone."""
     mixed_protocols: MixedProtocols = "refuse"
     """Whether cells that were measured otherwise than their column's first one may stand there, marked."""
 
@@ -51,7 +51,7 @@ def write_views(
     A full disk, a damaged journal or numbers that cannot be drawn take away a picture, not the table that hours of
     training led to.
     """
-    title = table.experiment.title
+    title, told = table.experiment.title, None
     views: dict[str, Callable[[Path], object]] = {
         "comparison.md": lambda path: write_whole(path, table.to_markdown()),
         "comparison.csv": lambda path: write_whole(path, table.to_csv()),
@@ -64,7 +64,8 @@ def write_views(
         views["lines.png"] = lambda path: lines(table, path)
     if table.experiment.laws:
         found = laws(table)
-        views["laws.md"] = lambda path: write_whole(path, to_markdown(found, table.experiment.laws))
+        told = in_words(found, table.experiment.laws)
+        views["laws.md"] = lambda path: write_whole(path, to_markdown(told))
         views["laws.csv"] = lambda path: write_whole(path, to_csv(found))
         views["laws.png"] = lambda path: draw(table, found, path)
     if (curve := presentation.curve) is not None and (journals := _journals(plans, store, curve[0])):
@@ -75,7 +76,7 @@ def write_views(
     if presentation.strip is not None and (pictures := _files(plans, store, *presentation.strip)):
         views["samples.png"] = lambda path: strips(pictures, path, title=f"{title}: samples of the same seeds")
     # Last: it shows the others.
-    views["report.html"] = lambda path: write_whole(path, _report(table, files, plans, store, presentation))
+    views["report.html"] = lambda path: write_whole(path, _report(table, files, plans, store, presentation, told))
     files: dict[str, Path] = {}
     unwritten: dict[str, str] = {}
     for name, write in views.items():
@@ -90,23 +91,34 @@ def write_views(
 
 def _report(
     table: ComparisonTable, files: Mapping[str, Path], plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore,
-    presentation: Presentation,
+    presentation: Presentation, told: LawsTable | None,
 ) -> str:  # fmt: skip
     pictures = [path for name, path in files.items() if name.endswith(".png")]
-    fitted = files["laws.md"].read_text() if "laws.md" in files else ""
-    return to_html(table, plans, store, pictures=pictures, command=presentation.command,
-                   row_command=presentation.row_command, laws=fitted)  # fmt: skip
+    return to_html(
+        table, plans, store, pictures=pictures, command=presentation.command, row_command=presentation.row_command,
+        laws=told,
+    )  # fmt: skip
 
 
 def _journals(plans: Mapping[Trial, Mapping[str, Step]], store: ArtifactStore, role: str) -> dict[str, list[Path]]:
-    """The journals of a role's step and of those it goes on from, per row; of the first seed that has one."""
+    """The journals of a role's step and of those it goes on from, per row; of the first seed that has one.
+
+    Rows that share a training are one curve.
+    """
     found: dict[str, list[Path]] = {}
     for trial, steps in plans.items():
         paths = [store.path(step) / JOURNAL_FILE for step in parts_of(steps[role])]
         journals = [path for path in paths if path.is_file()]
         if journals:
             found.setdefault(trial.variant, journals)
-    return found
+    sharing: dict[tuple[Path, ...], list[str]] = {}
+    for row, journals in found.items():
+        sharing.setdefault(tuple(journals), []).append(row)
+    return {_together(rows): list(journals) for journals, rows in sharing.items()}
+
+
+def _together(rows: Sequence[str]) -> str:
+    return rows[0] if len(rows) == 1 else f"{rows[0]}, and {len(rows) - 1} more of this training"
 
 
 def _files(

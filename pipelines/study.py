@@ -96,7 +96,13 @@ class Selection:
     def presentation(self, studies: Catalogue, base: RunConfig) -> Presentation:
         """What of it people look at."""
         shown = presentation(self.chosen(studies), base, self.mixed_protocols)
-        return replace(shown, command=self.command(), row_command=replace(self, rows=()).command())
+        return replace(shown, command=self.command(), row_command=self.row_command)
+
+    def row_command(self, row: str) -> str:
+        """What runs that row alone, at all its seeds; of one judged on the way, the row that trains on."""
+        for number in self.milestones:
+            row = row.removesuffix(_at(number))
+        return replace(self, rows=(row,)).command()
 
     def command(self) -> str:
         """What runs it again, but for places: a line for a shell."""
@@ -217,11 +223,16 @@ def _judged_on_the_way(experiment: Experiment[RunConfig], milestones: tuple[int,
     for row, settings in experiment.variants.items():
         for number, images in enumerate(milestones):
             shorter = {"train.images": images, "milestones": milestones[:number]}
-            variants[f"{row}, {images:,} images"] = {**settings, **shorter}
+            variants[f"{row}{_at(images)}"] = {**settings, **shorter}
         variants[row] = {**settings, "milestones": milestones}
     # The best of all rows is another claim where each stands there at several lengths.
     claims = tuple(claim for claim in experiment.claims if isinstance(claim, Better))
     return replace(experiment, variants=variants, claims=claims)
+
+
+def _at(images: int) -> str:
+    """Behind the name of a row that is judged there."""
+    return f", {images:,} images"
 
 
 def _check_settings_matter(experiment: Experiment[RunConfig], settings: Iterable[str]) -> None:

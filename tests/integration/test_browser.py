@@ -61,7 +61,7 @@ def test_the_report_shows_its_table_verdicts_and_pictures(tmp_path: Path) -> Non
     store = ArtifactStore(str(tmp_path / "store"))
     report = tmp_path / "report.html"
     report.write_text(to_html(made, {}, store, pictures=[tmp_path / "lines.png"], command="python x.py",
-                              row_command="python x.py"))  # fmt: skip
+                              row_command="python x.py --rows {}".format))  # fmt: skip
     text, picture = opened(report.as_uri(), tmp_path)
     assert picture.size == (WIDTH, HEIGHT)
     for said in ("Of the paper's 1 orderings: 1 shown.", "2.00 ± 0.10", "7.25", "deep wins", "python x.py --rows deep"):

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.experiment import Axis, Column, Experiment
 from orchestrator.power_law import FittedLaw, PowerLaw
-from orchestrator.scaling import laws, points_of, to_markdown
+from orchestrator.scaling import in_words, laws, points_of, to_markdown
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.views import Presentation, write_views
@@ -80,13 +80,13 @@ def test_a_known_law_comes_out_with_intervals_that_hold_it_and_predicts_the_larg
 
 
 def test_too_few_sizes_are_told_in_place_of_a_law() -> None:
-    text = to_markdown(laws(table(COMPUTES[:2], seeds=1)), {"nll": LAW})
+    text = to_markdown(in_words(laws(table(COMPUTES[:2], seeds=1)), {"nll": LAW}))
     assert "no law: 2 points at 2 different computes" in text
     assert "| NLL, the paper | 0.17 | 33.44 | 3.4 |" in text
 
 
 def test_with_one_point_more_than_parameters_no_interval_is_shown() -> None:
-    text = to_markdown(laws(table(COMPUTES[:4], seeds=1)), {"nll": LAW})
+    text = to_markdown(in_words(laws(table(COMPUTES[:4], seeds=1)), {"nll": LAW}))
     assert "(too few points for an interval)" in text
 
 

@@ -105,3 +105,13 @@ def test_rows_that_are_judged_on_the_way_train_nothing_besides(tmp_path: Path) -
     assert whole.claims == often.claims
     with pytest.raises(ValueError, match=r"row '4K cosine simple, 6,401 images': train.images=6401"):
         build("iddpm-cifar10", tmp_path, rows=rows, milestones=(6_401,))
+
+
+def test_the_command_of_a_row_judged_on_the_way_is_that_of_the_row_that_trains_on() -> None:
+    asked = Selection(study="iddpm-cifar10", milestones=(6_400,), seeds=2, set=("train.batch=64",))
+    alone = (
+        "python pipelines/ablation.py iddpm-cifar10 --preset tiny --seeds 2 --rows '4K cosine simple' "
+        "--milestones 6400 --set train.batch=64"
+    )
+    assert asked.row_command("4K cosine simple, 6,400 images") == alone
+    assert asked.row_command("4K cosine simple") == alone

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.experiment import Axis, Better, Claim, Column, Experiment, Extreme, PaperColumn
+from orchestrator import views
+from orchestrator.experiment import Axis, Better, Claim, Column, Experiment, Extreme, PaperColumn, Trial
 from orchestrator.latex import to_latex
-from orchestrator.plots import curves, scatter
+from orchestrator.plots import curves, look, scatter
 from orchestrator.protocols import MEASURED_WITH, MixedProtocols, protocol_fingerprint
+from orchestrator.step import JOURNAL_FILE, Step
 from orchestrator.store import ArtifactStore
 from orchestrator.table import ComparisonTable, FailedTrial, TrialResult
 from orchestrator.verdicts import Outcome
@@ -245,24 +247,50 @@ def test_a_table_that_is_too_wide_has_the_papers_numbers_below_it() -> None:
     assert "shallow" not in papers.partition("The paper's orderings")[0]
 
 
-def of_paper(shallow: float, deep: float, losses: Mapping[str, list[float]]) -> tuple[str, Outcome, str]:
-    """The verdict on the deep row, held against the shallow one."""
+def change(shallow: float, deep: float, losses: Mapping[str, list[float]]) -> tuple[str, str, Outcome]:
+    """What the deep row changes against the shallow one: in the paper, here, and what that shows."""
     paper = {"shallow": {"loss": shallow}, "deep": {"loss": deep}}
-    (verdict,) = table(losses, paper=paper, against={"deep": "shallow"}).row_verdicts
-    return verdict.text, verdict.outcome, verdict.why
+    (found,) = table(losses, paper=paper, against={"deep": "shallow"}).changes
+    assert (found.row, found.against, found.metric) == ("deep", "shallow", "loss")
+    return found.paper, found.ours, found.outcome
 
 
-def test_a_row_is_held_against_another_in_the_papers_direction() -> None:
-    assert of_paper(2.0, 1.5, {"shallow": [3.0], "deep": [2.0]}) == (
-        "deep against shallow: -0.5 in the paper", "shown", "-1.00 ± 0.28",
+def test_a_row_changes_our_number_as_it_changes_the_papers_or_not() -> None:
+    # One seed: twice the two independent errors of 0.1 is 0.283.
+    assert change(2.0, 1.5, {"shallow": [3.0], "deep": [2.0]}) == ("-0.50", "-1.00 ± 0.28", "shown")
+    assert change(2.0, 1.5, {"shallow": [3.0], "deep": [4.0]}) == ("-0.50", "+1.00 ± 0.28", "not shown")
+    assert change(2.0, 1.5, {"shallow": [3.0], "deep": [2.9]}) == ("-0.50", "-0.10 ± 0.28", "not resolved")
+
+
+def test_a_change_for_the_worse_is_signed_like_the_papers() -> None:
+    assert change(1.5, 2.0, {"shallow": [3.0], "deep": [4.0]}) == ("+0.50", "+1.00 ± 0.28", "shown")
+    assert change(1.5, 2.0, {"shallow": [3.0], "deep": [2.0]}) == ("+0.50", "-1.00 ± 0.28", "not shown")
+
+
+def test_changes_over_shared_seeds_are_paired() -> None:
+    # Differences -0.2, -0.3, -0.4: t(0.975, 2) = 4.303, so 4.303 * 0.1 / sqrt(3) = 0.248; with twice the spread 0.497.
+    assert change(2.0, 1.5, {"shallow": [2.0, 3.0, 4.0], "deep": [1.8, 2.7, 3.6]}) == (
+        "-0.50", "-0.30 ± 0.25", "shown",
     )  # fmt: skip
-    assert of_paper(2.0, 1.5, {"shallow": [3.0], "deep": [4.0]})[1] == "not shown"
-    assert of_paper(1.5, 2.0, {"shallow": [3.0], "deep": [4.0]})[:2] == (
-        "deep against shallow: +0.5 in the paper", "shown",
+    assert change(2.0, 1.5, {"shallow": [2.0, 3.0, 4.0], "deep": [1.9, 2.7, 3.5]}) == (
+        "-0.50", "-0.30 ± 0.50", "not resolved",
     )  # fmt: skip
-    # Differences of -0.2, -0.3 and -0.4 over three seeds are resolved, -0.1, -0.3 and -0.5 are not.
-    assert of_paper(2.0, 1.5, {"shallow": [2.0, 3.0, 4.0], "deep": [1.8, 2.7, 3.6]})[1] == "shown"
-    assert of_paper(2.0, 1.5, {"shallow": [2.0, 3.0, 4.0], "deep": [1.9, 2.7, 3.5]})[1] == "not resolved"
+
+
+def test_where_the_paper_has_no_change_or_no_number_nothing_is_judged() -> None:
+    losses = {"shallow": [3.0], "deep": [2.0]}
+    assert not table(losses, against={"deep": "shallow"}).changes  # 7.25 twice
+    assert not table(losses, against={"deep": "shallow"}, paper={"deep": {"loss": 7.0}}).changes
+    lost = table(losses, against={"deep": "shallow"}, failed=("deep",),
+                 paper={"shallow": {"loss": 2.0}, "deep": {"loss": 1.0}})  # fmt: skip
+    assert [(one.ours, one.outcome) for one in lost.changes] == [("deep FAILED", "no verdict")]
+
+
+def test_changes_stand_in_the_markdown_and_not_on_the_terminal() -> None:
+    paper = {"shallow": {"loss": 2.0}, "deep": {"loss": 1.5}}
+    made = table({"shallow": [3.0], "deep": [2.0]}, paper=paper, against={"deep": "shallow"})
+    assert "| deep | shallow | loss | -0.50 | -1.00 ± 0.28 | **shown** |" in made.to_markdown()
+    assert "-0.50" not in made.to_text()
 
 
 def test_only_a_best_whose_difference_to_all_others_is_resolved_is_bold() -> None:
@@ -270,6 +298,23 @@ def test_only_a_best_whose_difference_to_all_others_is_resolved_is_bold() -> Non
     assert r"\textbf{2.00 $\pm$ 0.10}" in to_latex(clear)
     assert "textbf" not in to_latex(close)
     assert not any(clear.is_best(row, COLUMNS[1]) for row in ("shallow", "deep"))  # of FD no error is known
+    seeds = table({"shallow": [3.0, 3.1], "deep": [2.0, 2.11]})
+    assert seeds.is_best("deep", COLUMNS[1])  # differences -10 and -9.9: 12.7 * 0.05 is less
+    assert not table({"shallow": [3.0, 3.1], "deep": [2.0, 3.2]}).is_best("deep", COLUMNS[0])
+
+
+def test_a_best_by_one_seed_without_an_error_is_not_bold_beside_rows_of_several() -> None:
+    whole = table({"shallow": [3.0, 3.1], "deep": [2.0, 2.11]})
+    one_seed = [result for result in whole.results if (result.variant, result.seed) != ("deep", 1)]
+    assert not ComparisonTable(whole.experiment, one_seed).is_best("deep", COLUMNS[1])
+
+
+def test_in_latex_numbers_have_a_minus_and_columns_their_groups() -> None:
+    text = to_latex(table({"a-1": [-2.5], "b": [-1.0]}, claims=()))
+    assert r"a-1 & 7.25 & \textbf{$-$2.50 $\pm$ 0.10} & $-$25.0 \\" in text
+    assert r" & \multicolumn{1}{c}{paper} & \multicolumn{2}{c}{ours} \\" in text
+    assert "    \\cmidrule(lr){2-2}\\cmidrule(lr){3-4}\n     & loss & loss & FD \\\\\n" in text
+    assert "% Paper: Nobody 2020, table 1." in text.splitlines()
 
 
 def test_what_latex_would_take_for_commands_is_escaped() -> None:
@@ -305,3 +350,23 @@ def test_a_view_that_cannot_be_written_leaves_the_others_and_says_why(tmp_path: 
     assert all(path.is_file() for path in files.values())
     assert set(unwritten) == {"comparison.csv"}
     assert "comparison.csv" in unwritten["comparison.csv"]
+
+
+def test_rows_beyond_the_palette_still_look_different() -> None:
+    looks = [look(number) for number in range(24)]
+    assert len({(colour, marker) for colour, marker, _ in looks}) == 24
+    assert len({(colour, dashes) for colour, _, dashes in looks}) == 24
+
+
+def test_rows_that_share_a_training_are_one_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, plans = ArtifactStore(str(tmp_path / "store")), {}
+    for number, depth in enumerate((1, 1, 2)):
+        step = Step(name="train", version=1, config=Config(depth=depth), inputs={}, run=lambda *_: None)
+        store.path(step).mkdir(parents=True, exist_ok=True)
+        (store.path(step) / JOURNAL_FILE).touch()
+        plans[Trial(f"row {number}", 0, Config(depth=depth))] = {"train": step}
+    drawn: list[str] = []
+    monkeypatch.setattr(views, "curves", lambda lines, *_, **__: drawn.extend(lines))
+    made = table({"shallow": [2.0], "deep": [1.0]})
+    write_views(made, tmp_path, Presentation(curve=("train", "loss", "loss")), plans, store)
+    assert drawn == ["row 0, and 1 more of this training", "row 2"]
