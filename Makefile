@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 ablation: $(READY)
-	$(BIN)/python pipelines/ablation.py iddpm-cifar10 --preset tiny $(ARGS)
+	$(BIN)/python pipelines/ablation.py iddpm-cifar10 --preset tiny --yes $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

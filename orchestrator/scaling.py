@@ -22,7 +22,7 @@ from orchestrator.plots import COLOURS, MARKERS, WIDTH, save
 from orchestrator.power_law import FittedLaw, Interval, PowerLaw, fit_with_intervals, without_largest
 from orchestrator.table import ComparisonTable
 
-SEED = 0
+SEED, REPLICATES = 0, 400
 FEWEST_FREE = 2.0
 """Points more than parameters from which an interval is shown."""
 PARAMETERS = ("exponent", "log_scale", "offset")
@@ -83,7 +83,9 @@ def points_of(table: ComparisonTable, axis: Axis, metric: str) -> Points:
 
 def _fitted(points: Points, *, with_offset: bool) -> FittedLaw | str:
     try:
-        return fit_with_intervals(points.compute, points.values, points.sizes, seed=SEED, with_offset=with_offset)
+        return fit_with_intervals(
+            points.compute, points.values, points.sizes, seed=SEED, with_offset=with_offset, replicates=REPLICATES
+        )
     except ValueError as error:
         return str(error)
 
@@ -202,9 +204,13 @@ def draw(table: ComparisonTable, found: Sequence[Law], path: Path) -> None:
         over.set(xscale="log", xlabel=axis.label, ylabel=column.label)
         above.set(xlabel=axis.label, ylabel=f"{column.label} less E")
         rest.set(xlabel=axis.label, ylabel="residual")
-        if fitted:  # without a law there is nothing to see in them, and no logarithm of it
+        if fitted:
             above.set(xscale="log", yscale="log")
             rest.set(xscale="log")
+        else:  # there is nothing to see in them, and no logarithm of it
+            for panel in (above, rest):
+                panel.set(xticks=[], yticks=[])
+                panel.text(0.5, 0.5, "no law goes through the points", transform=panel.transAxes, ha="center")
         rest.axhline(0, color="grey", linewidth=0.8)
         for panel in (over, above):
             panel.legend(frameon=False, fontsize=7)

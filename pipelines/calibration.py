@@ -21,7 +21,7 @@ SHORTEST_SECONDS = 0.25
 """For which a thing is tried, at least: a shorter look at a busy machine says little."""
 STARTS_TRIED_FROM = 15.0
 """Seconds of calibration from which on it is also tried how long a training's workers take to start."""
-STARTS_AS_LONG = 1.5
+STARTS_AS_LONG = 1.75
 """As a worker of a pool: a training's workers and what leads them, where that is not tried."""
 
 

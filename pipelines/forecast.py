@@ -29,7 +29,9 @@ START_GUESS = 15.0
 SHARE, LEAST_SECONDS, MOST_SECONDS = 0.05, 2.0, 45.0
 """Of the guessed time, so much goes into the calibration, and at least and at most so many seconds."""
 WORKER_START_SECONDS = 5.0
-"""Where none is started, nor Ray: as on two CPU cores that have nothing else to do."""
+"""Where none is started, and Ray was not either: as on two CPU cores that have nothing else to do."""
+START_SHARE = 0.6
+"""Of what Ray takes to start on a machine, a worker then takes so much: its processes start in the same way."""
 SMALL_SECONDS = 90.0
 """By that guess: of a shorter study the work is tried in this process, for which no worker needs to start."""
 
@@ -111,7 +113,7 @@ def forecast(
 ) -> Forecast:  # fmt: skip
     """Try the work on the backend, as many cells side by side as will be, or, without one, in this process.
 
-    start_seconds: what Ray took to start, about as long as a worker then takes; None where it was there already.
+    start_seconds: what Ray took to start; None where it was there already, or is not there.
     """
     repeated = repetitions(works)
     cells = sum(1 for steps in missing.values() if steps)
@@ -121,7 +123,7 @@ def forecast(
         repeated, backend=backend or LocalBackend(), resources=resources,
         side_by_side=1 if backend is None else at_once * resources.workers,
         seconds=min(max(SHARE * guess, LEAST_SECONDS), MOST_SECONDS),
-        worker_start_seconds=None if backend is not None else start_seconds or WORKER_START_SECONDS,
+        worker_start_seconds=None if backend is not None else _assumed_start(start_seconds),
     )  # fmt: skip
     estimates = _estimates(missing, works, calibration, resources)
     plan = plan_study(
@@ -137,6 +139,10 @@ def forecast(
         plan=plan, estimates=estimates, calibration=calibration, steps=by_key, work=repeated, unknown=unknown,
         concurrent=concurrent, resources=resources, price=price,
     )  # fmt: skip
+
+
+def _assumed_start(start_seconds: float | None) -> float:
+    return WORKER_START_SECONDS if start_seconds is None else START_SHARE * start_seconds
 
 
 def _estimates(

@@ -35,7 +35,7 @@ def planned(store: ArtifactStore, *configs: RunConfig) -> Forecast:
     lacks = missing(store, *configs)
     with sources_of(lacks, store, Resources()) as sources:
         works = works_of(lacks, store, sources, Resources())
-        return forecast(lacks, works, backend=None, concurrent=2, resources=Resources(), price=PRICE, start_seconds=3.0)
+        return forecast(lacks, works, backend=None, concurrent=2, resources=Resources(), price=PRICE, start_seconds=5.0)
 
 
 def repeated(store: ArtifactStore, *configs: RunConfig) -> dict[Timed, float]:
