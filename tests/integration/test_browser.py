@@ -64,7 +64,13 @@ def test_the_report_shows_its_table_verdicts_and_pictures(tmp_path: Path) -> Non
                               row_command="python x.py --rows {}".format))  # fmt: skip
     text, picture = opened(report.as_uri(), tmp_path)
     assert picture.size == (WIDTH, HEIGHT)
-    for said in ("Of the paper's 1 orderings: 1 shown.", "2.00 ± 0.10", "7.25", "deep wins", "python x.py --rows deep"):
+    for said in (
+        "Of the paper's one ordering: 1 shown.",
+        "2.00 ± 0.10",
+        "7.25",
+        "deep wins",
+        "python x.py --rows deep",
+    ):
         assert said in text
     pixels = np.asarray(picture.convert("RGB"))
     assert (pixels == [255, 0, 0]).all(axis=-1).sum() > 100_000  # the picture is there, at its full width
